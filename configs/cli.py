@@ -1,0 +1,103 @@
+"""The family's command line: 16 flags and KEY VALUE pairs become one frozen config."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dassl.config import get_cfg_default
+from yacs.config import CfgNode
+
+from configs.defaults import extend_cfg
+
+
+def add_family_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that CoOp, MaPLe, PromptSRC and KDPL share, with their meaning."""
+    parser.add_argument("--root", default="", help="folder that holds the data sets")
+    parser.add_argument("--output-dir", default="", help="where log, checkpoints and results go")
+    parser.add_argument("--resume", default="", help="run folder to continue from")
+    parser.add_argument("--seed", type=int, default=-1, help="0 and up; negative is unseeded")
+    parser.add_argument("--source-domains", nargs="+", help="source domains for DA or DG")
+    parser.add_argument("--target-domains", nargs="+", help="target domains for DA or DG")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation methods")
+    parser.add_argument("--config-file", default="", help="recipe: configs/trainers/.../*.yaml")
+    parser.add_argument("--dataset-config-file", default="", help="configs/datasets/*.yaml")
+    parser.add_argument("--trainer", default="", help="registered trainer, for example FDBPL")
+    parser.add_argument("--backbone", default="", help="student, for example ViT-B/16")
+    parser.add_argument("--head", default="", help="head name (none of our trainers has one)")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--model-dir", default="", help="run folder to load for --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="epoch of the checkpoint to load")
+    parser.add_argument("--no-train", action="store_true", help="do not call trainer.train()")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, for example OPTIM.MAX_EPOCH 10"
+    )
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """Merge defaults < data set yaml < recipe yaml < named flags < KEY VALUE pairs, and freeze.
+
+    Raises:
+        ValueError: a file is missing or holds an unknown key, or KEY VALUE pairs are malformed.
+    """
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for flag, name in (
+        ("--dataset-config-file", args.dataset_config_file),
+        ("--config-file", args.config_file),
+    ):
+        if name:
+            _merge_file(cfg, flag, name)
+    _merge_flags(cfg, args)
+    _merge_opts(cfg, args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, flag: str, name: str) -> None:
+    if not Path(name).is_file():
+        folder = Path(name).parent
+        there = sorted(path.name for path in folder.glob("*.yaml")) if folder.is_dir() else []
+        raise ValueError(
+            f"{flag} {name} does not exist. "
+            + (f"{folder} holds {', '.join(there)}." if there else f"{folder} holds no yaml file.")
+        )
+    try:
+        cfg.merge_from_file(name)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{flag} {name} does not fit: {_plain(error)}. configs/defaults.py lists our keys."
+        ) from error
+
+
+def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    plain = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }
+    given = [item for key, value in plain.items() if value for item in (key, value)]
+    if args.seed >= 0:  # seed 0 is a seed
+        given += ["SEED", args.seed]
+    cfg.merge_from_list(given)
+
+
+def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    if len(opts) % 2:
+        raise ValueError(f"{' '.join(opts)}: config values come in KEY VALUE pairs; one is single.")
+    try:
+        cfg.merge_from_list(opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{' '.join(opts)}: {_plain(error)}. configs/defaults.py lists our keys."
+        ) from error
+
+
+def _plain(error: Exception) -> str:
+    return str(error.args[0]) if error.args else type(error).__name__

@@ -1,0 +1,77 @@
+"""The frozen teacher: images to zero-shot logits at its own logit scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.clip import LoadedClip, load_clip
+from models.templates import fill
+
+TEACHER_PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+class Teacher(nn.Module):
+    """A frozen CLIP with fixed class prompts. Letters: B batch, C classes, D feature width."""
+
+    def __init__(self, clip: LoadedClip, classnames: Sequence[str], template: str):
+        super().__init__()
+        self.clip = clip
+        self.model = clip.model
+        self.name, self.digest = clip.name, clip.digest
+        self.image_size, self.mean, self.std = clip.image_size, clip.mean, clip.std
+        self.classnames, self.template = tuple(classnames), template
+        self.logit_scale = clip.model.logit_scale.exp().item()
+        tokens = clip.tokenize(fill(template, list(classnames))).to(clip.device)
+        with torch.no_grad(), clip.autocast():
+            text_CD = torch.cat([self.model.encode_text(part) for part in tokens.split(256)])
+        self.register_buffer("text_CD", F.normalize(text_CD.float(), dim=-1))
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        classnames: Sequence[str],
+        template: str,
+        precision: str = "fp32",
+        device: str | torch.device = "cpu",
+    ) -> Teacher:
+        """Load a teacher by its name in models.clip.
+
+        Raises:
+            ValueError: unknown name, precision or template, or the weights are missing.
+        """
+        if precision not in TEACHER_PRECISIONS:
+            raise ValueError(f"TEACHER_PREC is {precision!r}; choose one of {TEACHER_PRECISIONS}.")
+        # fp16 as autocast: weights stay exact and any architecture can do it.
+        wanted = "amp" if precision == "fp16" else precision
+        return cls(load_clip(name, wanted, device), classnames, template)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C), float32, of images (B, 3, size, size) in the teacher's own pixel scale."""
+        with self.clip.autocast():
+            image_BD = self.model.encode_image(images)
+        return self.logit_scale * F.normalize(image_BD.float(), dim=-1) @ self.text_CD.T
+
+    def from_student_pixels(
+        self, images: Tensor, mean: Sequence[float], std: Sequence[float]
+    ) -> Tensor:
+        """Turn a student's normalised batch into the teacher's: its size, its mean and std.
+
+        Equal sizes and pixel scales, the usual case, return the batch as it is.
+        """
+        if tuple(mean) != tuple(self.mean) or tuple(std) != tuple(self.std):
+            images = images * _channels(std, images) + _channels(mean, images)
+            images = (images - _channels(self.mean, images)) / _channels(self.std, images)
+        if images.shape[-1] != self.image_size:
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        return images
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)

@@ -132,8 +132,8 @@ _KEYS = {
 def _check(values: dict[str, Any], path: Path) -> None:
     """Raise ResultError for the first field of `values` that is absent or odd."""
 
-    def odd(name: str, wanted: str) -> ResultError:
-        return ResultError(f"{path}: {name} is {values.get(name)!r}, not {wanted}; {REPEAT}")
+    def odd(name: str, value: object, wanted: str) -> ResultError:
+        return ResultError(f"{path}: {name} is {value!r}, not {wanted}; {REPEAT}")
 
     if values.get("format") != FORMAT:
         raise ResultError(
@@ -145,20 +145,20 @@ def _check(values: dict[str, Any], path: Path) -> None:
             raise ResultError(f"{path}: {name} is absent; {REPEAT}")
         value = values[name]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise odd(name, " or ".join("null" if k is type(None) else k.__name__ for k in kinds))
+            names = ["null" if kind is type(None) else kind.__name__ for kind in kinds]
+            raise odd(name, value, " or ".join(names))
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
-            raise odd(name, "one of " + ", ".join(choices))
+            raise odd(name, values[name], "one of " + ", ".join(choices))
     for name in ("accuracy", "macro_f1", "error_rate"):
         if not 0 <= values[name] <= 100:  # false for NaN too
-            raise odd(name, "a percentage")
+            raise odd(name, values[name], "a percentage")
     for name, keys in _KEYS.items():
         for key in keys:
             number = values[name].get(key, "absent")
-            if number is None:
-                continue
-            if isinstance(number, (str, bool)) or not math.isfinite(number) or number < 0:
-                raise odd(f"{name}.{key}", "a number of at least 0, or null")
+            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if number is not None and not (is_number and 0 <= number < math.inf):
+                raise odd(f"{name}.{key}", number, "a number of at least 0, or null")
 
 
 class FoundResult(NamedTuple):

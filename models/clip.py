@@ -272,9 +272,20 @@ def _state_digest(model: nn.Module) -> str:
 
 
 def _tokenize(tokenizer: Callable, context_length: int, texts: list[str]) -> Tensor:
-    """(len(texts), context_length) int64 ids. Raises ValueError for a text that does not fit."""
+    """(len(texts), context_length) int64 ids.
+
+    Raises:
+        ValueError: a text does not fit (open_clip's tokenizer would cut it off silently).
+    """
     try:
-        ids = tokenizer(texts, context_length=context_length)
-    except RuntimeError as error:  # clip's own: "Input ... is too long for context length ..."
-        raise ValueError(f"{error}: shorten the class name or the context.") from error
-    return ids.long()
+        ids = tokenizer(texts, context_length=context_length + 1).long()
+    except RuntimeError as error:  # clip.tokenize's own, which names the text
+        raise ValueError(f"{error}. Shorten the class name, the template or N_CTX.") from error
+    padding = tokenizer([""], context_length=context_length + 1)[0, -1]
+    for text, last in zip(texts, ids[:, -1], strict=True):
+        if last != padding:
+            raise ValueError(
+                f"{text!r} does not fit the model's {context_length} tokens. Shorten the class "
+                "name, the template or N_CTX."
+            )
+    return ids[:, :context_length]

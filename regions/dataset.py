@@ -1,0 +1,173 @@
+"""Images and their stored regions as training samples: cut, normalised, with teacher logits.
+
+Letters: R regions per step, B images per batch, H and W pixels, C classes, M regions per image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from regions.boxes import cut_all
+from regions.spec import relative_path
+from regions.store import RegionStore, RegionStoreError
+
+CACHE_BYTES = 512 * 2**20  # decoded images are kept when all of them take less than this
+
+
+def read_image(path: str, height: int, width: int) -> Image.Image:
+    """Decode an image as RGB and check that it is as large as when its regions were drawn.
+
+    Raises:
+        RegionStoreError: the file is missing, unreadable, or of another size.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except FileNotFoundError:
+        raise RegionStoreError(f"image {path} is missing. Check --root.") from None
+    except Exception as error:  # decoders raise whatever they like
+        raise RegionStoreError(
+            f"image {path} cannot be read ({error}). Fetch it again, or take it out of the data set."
+        ) from None
+    if image.size != (width, height):
+        raise RegionStoreError(
+            f"image {path} is {image.height} x {image.width} pixels, but its regions were drawn at "
+            f"{height} x {width}. Restore the image, or dump again into another --store."
+        )
+    return image
+
+
+def to_input(regions_RHW3: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 pixels (R, H, W, 3) to a network's input, (R, 3, H, W) float32: /255, normalised."""
+    pixels = torch.from_numpy(regions_RHW3).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    mean_3, std_3 = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    return pixels.sub_(mean_3).div_(std_3)
+
+
+class RegionDataset(Dataset):
+    """Training images, each visited through some of its stored regions.
+
+    Sample i is a dict: img (R, 3, H, W) float32, teacher_logits (R, C) float32, label (int),
+    impath (str), index (int). Regions are drawn without replacement from torch's generator; index
+    it with (i, regions) to choose them, as RegionSampler does.
+
+    Args:
+        items: objects with .impath and .label (a label of the run, not of the store).
+        store: holds regions of every item.
+        columns: columns of the stored logits, one per class of the run (store.columns).
+        regions_per_step: R.
+        image_size: side of a cut region in pixels, the student's input.
+        mean, std: per channel, the student's.
+        root: the data root, to which the store's paths are relative.
+    Raises:
+        RegionStoreError: an item is not in the store; when reading, its file has changed.
+        ValueError: regions_per_step is not in 1..M.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        store: RegionStore,
+        columns: np.ndarray,
+        regions_per_step: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        root: str | os.PathLike,
+    ) -> None:
+        stored = store.spec.num_regions
+        if not 1 <= regions_per_step <= stored:
+            raise ValueError(
+                f"TRAINER.FDBPL.REGIONS_PER_STEP is {regions_per_step}, but {store.path} holds "
+                f"{stored} regions per image: set it to a number from 1 to {stored}."
+            )
+        self.items = list(items)
+        self.store = store
+        self.columns = np.asarray(columns)
+        self.regions_per_step = regions_per_step
+        self.image_size = image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.places = [store.image_index(relative_path(item.impath, root)) for item in self.items]
+        whole = np.array_equal(self.columns, np.arange(len(store.spec.classnames)))
+        self._some_columns = None if whole else self.columns
+        self._cache: dict[int, Image.Image] | None = None
+        pixels = sum(im.height * im.width for im in map(store.spec.images.__getitem__, self.places))
+        if 4 * pixels <= CACHE_BYTES:  # PIL keeps four bytes per RGB pixel
+            self._cache = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None if self._cache is None else {}}
+
+    def draw_regions(self, generator: torch.Generator | None = None) -> Tensor:
+        """Choose R of the M regions, (R,) int64."""
+        permutation = torch.randperm(self.store.spec.num_regions, generator=generator)
+        return permutation[: self.regions_per_step]
+
+    def __getitem__(self, key: int | tuple[int, Tensor]) -> dict[str, Any]:
+        index, regions = key if isinstance(key, tuple) else (key, self.draw_regions())
+        item = self.items[index]
+        rows = self.store.read(self.places[index], np.asarray(regions))
+        cut = cut_all(self._image(index), rows.boxes, rows.flips, self.image_size)
+        logits = rows.logits if self._some_columns is None else rows.logits[:, self._some_columns]
+        return {
+            "img": to_input(cut, self.mean, self.std),
+            "teacher_logits": torch.from_numpy(logits.astype(np.float32)),
+            "label": int(item.label),
+            "impath": item.impath,
+            "index": index,
+        }
+
+    def _image(self, index: int) -> Image.Image:
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        stored = self.store.spec.images[self.places[index]]
+        image = read_image(self.items[index].impath, stored.height, stored.width)
+        if self._cache is not None:
+            self._cache[index] = image
+        return image
+
+
+class RegionSampler(Sampler):
+    """Every image once, in random order, with its regions already drawn.
+
+    Drawing here, in the main process, gives the same regions for any number of workers. An epoch
+    takes one number from torch's generator, so a restored RNG state replays it.
+    """
+
+    def __init__(self, dataset: RegionDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        for index in torch.randperm(len(self.dataset), generator=generator).tolist():
+            yield index, self.dataset.draw_regions(generator)
+
+
+def collate_regions(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join samples, the regions of an image side by side.
+
+    Returns img (B*R, 3, H, W), teacher_logits (B*R, C), label (B*R,) int64, and impath (list) and
+    index (int64) of length B*R.
+    """
+    counts = torch.tensor([len(sample["img"]) for sample in batch])
+    return {
+        "img": torch.cat([sample["img"] for sample in batch]),
+        "teacher_logits": torch.cat([sample["teacher_logits"] for sample in batch]),
+        "label": torch.tensor([s["label"] for s in batch]).repeat_interleave(counts),
+        "impath": [s["impath"] for s in batch for _ in range(len(s["img"]))],
+        "index": torch.tensor([s["index"] for s in batch]).repeat_interleave(counts),
+    }

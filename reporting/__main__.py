@@ -1,8 +1,7 @@
 """What the shell scripts ask: where a run lives, whether it is finished, which epoch it reached.
 
-python -m reporting run-dir base2new/train_base oxford_pets 16 CoOp vit_b32_ctxv1 1 output
-python -m reporting store-dir oxford_pets 16 vit_b32_ctxv1 1 stores
-python -m reporting finished FOLDER [--trained FOLDER] [KEY VALUE ...]
+python -m reporting places oxford_pets 16 CoOp vit_b32_ctxv1 1 output stores
+python -m reporting finished [--trained FOLDER] FOLDER [KEY VALUE ...]
 python -m reporting epochs FOLDER
 """
 
@@ -13,7 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reporting.paths import PHASE_OF_SCOPE, parse_run_dir, run_dir, store_dir
+from reporting.paths import (
+    PHASE_OF_SCOPE,
+    TEST_NEW,
+    TRAIN_BASE,
+    parse_run_dir,
+    run_dir,
+    store_dir,
+)
 from reporting.results import FILE_NAME, ResultError, RunResult
 
 RUN, SKIP, REFUSE = 0, 10, 2
@@ -64,19 +70,16 @@ def finished(folder: str, opts: Sequence[str], trained: str | None = None) -> tu
 
 
 def _options(opts: Sequence[object]) -> dict[str, str]:
-    pairs = zip(opts[::2], opts[1::2])
+    pairs = zip(opts[::2], opts[1::2], strict=True)
     return {str(key): str(value) for key, value in pairs if key not in PLACES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reporting")
     commands = parser.add_subparsers(dest="command", required=True)
-    place = commands.add_parser("run-dir")
-    for name in ("phase", "dataset", "shots", "trainer", "config", "seed", "root"):
-        place.add_argument(name, type=int if name in ("shots", "seed") else str)
-    store = commands.add_parser("store-dir")
-    for name in ("dataset", "shots", "config", "seed", "root"):
-        store.add_argument(name, type=int if name in ("shots", "seed") else str)
+    places = commands.add_parser("places")
+    for name in ("dataset", "shots", "trainer", "config", "seed", "out", "stores"):
+        places.add_argument(name, type=int if name in ("shots", "seed") else str)
     check = commands.add_parser("finished")
     check.add_argument("folder")
     check.add_argument("--trained")
@@ -85,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser.parse_args(argv))
     command = arguments.pop("command")
     try:
-        if command == "run-dir":
-            print(run_dir(**arguments))
-        elif command == "store-dir":
-            print(store_dir(**arguments))
+        if command == "places":
+            *run, out, stores = arguments.values()
+            dataset, shots, _, config, seed = run
+            print(run_dir(TRAIN_BASE, *run, root=out))
+            print(run_dir(TEST_NEW, *run, root=out))
+            print(store_dir(dataset, shots, config, seed, root=stores))
         elif command == "finished":
             code, message = finished(**arguments)
             if message:

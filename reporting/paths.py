@@ -52,10 +52,8 @@ def parse_run_dir(path: str | Path) -> RunPlace | None:
         return None
     phase = "/".join(parts[-7:-5])
     dataset, shots, trainer, config, seed = parts[-5:]
-    shots_match, seed_match = re.fullmatch(r"shots_(-?\d+)", shots), re.fullmatch(r"seed(\d+)", seed)
-    if phase not in PHASE_OF_SCOPE.values() or not shots_match or not seed_match:
+    numbers = re.fullmatch(r"shots_(-?\d+)/seed(\d+)", f"{shots}/{seed}")
+    if phase not in PHASE_OF_SCOPE.values() or not numbers:
         return None
-    root = Path(*parts[:-7]) if parts[:-7] else Path(".")
-    return RunPlace(
-        root, phase, dataset, int(shots_match[1]), trainer, config, int(seed_match[1])
-    )
+    shots, seed = int(numbers[1]), int(numbers[2])
+    return RunPlace(Path(*parts[:-7]), phase, dataset, shots, trainer, config, seed)

@@ -6,11 +6,9 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,10 +81,7 @@ class RunResult:
         path = Path(folder) / FILE_NAME
         values = asdict(self)
         _check(values, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{FILE_NAME}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -167,7 +162,7 @@ class FoundResult(NamedTuple):
 
 
 def find_results(root: str | Path) -> tuple[list[FoundResult], list[ResultError]]:
-    """Read every results.json below `root`, in order of path; those that cannot be read come second.
+    """Read every results.json below `root`, in order of path; second, what cannot be read.
 
     Raises:
         ResultError: `root` is not a folder.
@@ -183,8 +178,19 @@ def find_results(root: str | Path) -> tuple[list[FoundResult], list[ResultError]
     return found, unreadable
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write beside, then rename: the file is whole or absent."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def git_commit(repo: str | Path = REPO) -> str | None:
-    """The commit of the code, with "-dirty" where tracked files differ from it; None without git."""
+    """The commit of the code, "-dirty" where tracked files differ from it; None without git."""
+
+    import subprocess  # here, since the scripts ask this module often and for little
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(repo), *arguments]
@@ -206,6 +212,8 @@ def git_commit(repo: str | Path = REPO) -> str | None:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the installed libraries that can move a number."""
+    from importlib import metadata
+
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

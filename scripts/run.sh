@@ -78,8 +78,9 @@ for file in "$dataset_file" "$config_file"; do
     fail "there is no $file; ${file%/*} holds: ${there[*]%.yaml}"
 done
 
-place() { "$python" -m reporting run-dir "$1" "$dataset" "$shots" "$trainer" "$cfg" "$seed" "$out"; }
-base_dir=$(place base2new/train_base) new_dir=$(place base2new/test_new)
+places=$("$python" -m reporting places \
+    "$dataset" "$shots" "$trainer" "$cfg" "$seed" "$out" "$stores")
+{ read -r base_dir && read -r new_dir && read -r store; } <<<"$places"
 
 if [[ $phase == table ]]; then
     base_log=()
@@ -94,9 +95,6 @@ common=(
     --dataset-config-file "$dataset_file" --config-file "$config_file"
 )
 options=(DATASET.NUM_SHOTS "$shots")
-if [[ $method == fdbpl ]]; then
-    store=$("$python" -m reporting store-dir "$dataset" "$shots" "$cfg" "$seed" "$stores")
-fi
 
 case $phase in
     dump)

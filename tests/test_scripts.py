@@ -1,0 +1,265 @@
+"""The shell scripts, with a Python that writes down what it was asked instead of training."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_runs import write_run
+
+from reporting.paths import TEST_NEW, TRAIN_BASE, run_dir
+from reporting.results import RunResult
+
+REPO = Path(__file__).resolve().parents[1]
+TRAINERS = {"zsclip": "ZeroshotCLIP", "coop": "CoOp", "coop_kdpl": "CoOp_KDPL", "fdbpl": "FDBPL"}
+
+# Passes -m reporting and the parser on to the real Python; records anything else, one run a line.
+STUB = """#!/usr/bin/env bash
+case $1 in -m | parse_test_res.py) exec {python} "$@" ;; esac
+printf '%q ' "$@" >>{record}
+echo >>{record}
+"""
+
+
+class Copy:
+    """The scripts in a folder with a space in its name, beside a stub Python."""
+
+    def __init__(self, tmp_path: Path):
+        self.root = tmp_path / "the repo"
+        self.record = tmp_path / "record"
+        for name in ("scripts", "reporting"):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(REPO / name, self.root / name, ignore=ignore)
+        shutil.copy(REPO / "parse_test_res.py", self.root)
+        files = ["datasets/oxford_pets", "datasets/toy_shapes"]
+        for trainer in TRAINERS.values():
+            stems = ("toy", "vit_b32") if trainer == "ZeroshotCLIP" else ("toy", "vit_b32_ctxv1")
+            files += [f"trainers/{trainer}/{stem}" for stem in stems]
+        for file in files:
+            path = self.root / "configs" / f"{file}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        self.stub = tmp_path / "python stub"
+        paths = dict(python=shlex.quote(sys.executable), record=shlex.quote(str(self.record)))
+        self.stub.write_text(STUB.format(**paths))
+        self.stub.chmod(0o755)
+
+    def run(self, script: str, *arguments: object, cwd: Path | None = None, **env: str):
+        return subprocess.run(
+            ["bash", str(self.root / "scripts" / script), *map(str, arguments)],
+            cwd=cwd or self.root,
+            env={"PATH": os.environ["PATH"], "PYTHON": str(self.stub), **env},
+            capture_output=True,
+            text=True,
+        )
+
+    def calls(self) -> list[list[str]]:
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        return [shlex.split(line) for line in lines]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Copy(tmp_path)
+
+
+def flag(call: list[str], name: str) -> str:
+    return call[call.index(name) + 1]
+
+
+def finish(copy: Copy, call: list[str], accuracy: float = 50.0, epochs: int = 7) -> None:
+    """Write the results.json that train.py would have written for this call."""
+    first_key = next(i for i, word in enumerate(call) if word.startswith(("DATASET.", "TRAINER.")))
+    opts = call[first_key:]
+    base = write_run(
+        copy.root / "scratch",
+        flag(call, "DATASET.SUBSAMPLE_CLASSES"),
+        accuracy,
+        int(flag(call, "--seed")),
+        trainer=flag(call, "--trainer"),
+        config=Path(flag(call, "--config-file")).stem,
+        config_files=[flag(call, "--dataset-config-file"), flag(call, "--config-file")],
+        opts=opts,
+        shots=int(flag(call, "DATASET.NUM_SHOTS")),
+        eval_only="--eval-only" in call,
+        epochs=epochs,
+        load_epoch=int(flag(call, "--load-epoch")) if "--load-epoch" in call else None,
+    )
+    RunResult.read(base).write(copy.root / flag(call, "--output-dir"))
+    signal = "=> result" if "--eval-only" in call else "Finish training"
+    log = copy.root / flag(call, "--output-dir") / "log.txt"
+    log.write_text(f"{signal}\n* accuracy: {accuracy}%\n")
+
+
+@pytest.mark.parametrize("method", TRAINERS)
+def test_train_and_test_agree_on_every_folder(copy, method):
+    where = ["oxford_pets", 16, TRAINERS[method]]
+    config = "vit_b32" if method == "zsclip" else "vit_b32_ctxv1"
+    result = copy.run(f"{method}/base2new_train.sh", "oxford_pets", 2)
+    assert result.returncode == 0, result.stderr
+    (train,) = copy.calls()
+    base_dir = run_dir(TRAIN_BASE, *where, config, 2)
+    assert flag(train, "--output-dir") == str(base_dir)
+    assert flag(train, "--trainer") == TRAINERS[method]
+    assert flag(train, "--root") == "data" and flag(train, "--seed") == "2"
+    assert flag(train, "--config-file") == f"configs/trainers/{TRAINERS[method]}/{config}.yaml"
+    assert flag(train, "--dataset-config-file") == "configs/datasets/oxford_pets.yaml"
+    assert flag(train, "DATASET.SUBSAMPLE_CLASSES") == "base"
+    assert flag(train, "DATASET.NUM_SHOTS") == "16"
+    assert ("--eval-only" in train) == (method == "zsclip")
+
+    finish(copy, train)
+    result = copy.run(f"{method}/base2new_test.sh", "oxford_pets", 2)
+    assert result.returncode == 0, result.stderr
+    test = copy.calls()[1]
+    assert flag(test, "--output-dir") == str(run_dir(TEST_NEW, *where, config, 2))
+    assert flag(test, "DATASET.SUBSAMPLE_CLASSES") == "new" and "--eval-only" in test
+    if method == "zsclip":
+        assert "--model-dir" not in test
+    else:
+        assert flag(test, "--model-dir") == str(base_dir)
+        assert flag(test, "--load-epoch") == "7"  # what the training run says it reached
+
+
+def test_dump_and_training_agree_on_the_store(copy):
+    assert copy.run("fdbpl/dump.sh", "oxford_pets", 1, "TRAINER.FDBPL.NUM_REGIONS", 4).stderr == ""
+    assert copy.run("fdbpl/base2new_train.sh", "oxford_pets", 1).returncode == 0
+    dump, train = copy.calls()
+    assert dump[0] == "dump_teacher_logits.py" and train[0] == "train.py"
+    store = "stores/oxford_pets/shots_16/vit_b32_ctxv1/seed1"
+    assert flag(dump, "--store") == flag(train, "TRAINER.FDBPL.STORE") == store
+    assert flag(dump, "DATASET.SUBSAMPLE_CLASSES") == "base" and flag(dump, "--seed") == "1"
+    assert flag(dump, "TRAINER.FDBPL.NUM_REGIONS") == "4"
+
+
+def test_whole_method_over_seeds_ends_in_a_table(copy):
+    """Stand in for the trainer by finishing each recorded call before asking again."""
+    for _ in range(4):  # stops at test 4; does test 4, train 5; test 5; finds nothing to do
+        before = len(copy.calls())
+        result = copy.run("base2new.sh", "fdbpl", "oxford_pets", 4, 5, "OPTIM.LR", "1")
+        new = [call for call in copy.calls()[before:] if call[0] == "train.py"]
+        for call in new:
+            finish(copy, call, accuracy=60.0 if "base" in call else 30.0)
+    assert result.returncode == 0, result.stderr
+    assert new == [] and result.stderr.count("skipped") == 4
+    assert "* accuracy: 60.00% +- 0.00%\nseeds: 2" in result.stdout
+    assert "40.00 ± 0.00" in result.stdout
+    seeds = {flag(call, "--seed") for call in copy.calls()}
+    assert seeds == {"4", "5"} and all(call[-2:] == ["OPTIM.LR", "1"] for call in copy.calls())
+
+
+def test_zero_shot_over_seeds(copy):
+    assert copy.run("base2new.sh", "zsclip", "oxford_pets").returncode == 1  # no logs yet
+    calls = copy.calls()
+    assert [flag(call, "--seed") for call in calls] == ["1", "1", "2", "2", "3", "3"]
+    for call in calls:
+        finish(copy, call)
+    result = copy.run("base2new.sh", "zsclip", "oxford_pets")
+    assert result.returncode == 0 and "50.00 ± 0.00" in result.stdout, result.stderr
+
+
+def test_toy_data_takes_the_toy_recipe_and_cfg_overrides(copy):
+    copy.run("coop/base2new_train.sh", "toy_shapes", 1)
+    copy.run("coop/base2new_train.sh", "toy_shapes", 1, CFG="vit_b32_ctxv1", SHOTS="4")
+    toy, other = copy.calls()
+    assert flag(toy, "--config-file") == "configs/trainers/CoOp/toy.yaml"
+    assert flag(other, "--config-file") == "configs/trainers/CoOp/vit_b32_ctxv1.yaml"
+    assert "/toy_shapes/shots_4/CoOp/vit_b32_ctxv1/seed1" in flag(other, "--output-dir")
+
+
+def test_finished_run_is_skipped_and_a_crashed_or_damaged_one_is_not(copy):
+    def train(*extra: str):
+        before = len(copy.calls())
+        result = copy.run("coop/base2new_train.sh", "oxford_pets", 1, *extra)
+        return result, copy.calls()[before:]
+
+    _, (call,) = train()
+    folder = copy.root / flag(call, "--output-dir")
+    (folder / "prompt_learner").mkdir(parents=True)
+    (folder / "log.txt").write_text("half")
+    assert len(train()[1]) == 1  # crashed: again
+    finish(copy, call)
+    result, calls = train()
+    assert calls == [] and result.returncode == 0
+    assert "is finished (50.00 %" in result.stderr and "skipped" in result.stderr
+    result, calls = train("OPTIM.LR", "0.1")
+    assert calls == [] and result.returncode == 2
+    assert "OPTIM.LR is None there and '0.1' now. Set another OUT, or delete" in result.stderr
+    (folder / "results.json").write_text('{"format": 1')
+    result, calls = train()
+    assert len(calls) == 1 and "repeated now" in result.stderr
+
+
+def test_evaluation_older_than_its_training_is_repeated(copy):
+    copy.run("coop/base2new_train.sh", "oxford_pets", 1)
+    finish(copy, copy.calls()[0])
+    copy.run("coop/base2new_test.sh", "oxford_pets", 1)
+    finish(copy, copy.calls()[1])
+    copy.run("coop/base2new_test.sh", "oxford_pets", 1)
+    assert len(copy.calls()) == 2
+    folder = copy.root / flag(copy.calls()[0], "--output-dir")
+    result = RunResult.read(folder)
+    result.finished = "2999-01-01T00:00:00.000+00:00"
+    result.write(folder)
+    copy.run("coop/base2new_test.sh", "oxford_pets", 1)
+    assert len(copy.calls()) == 3
+
+
+def test_test_without_training_names_the_command(copy):
+    result = copy.run("coop/base2new_test.sh", "oxford_pets", 1)
+    assert result.returncode == 2 and copy.calls() == []
+    assert "bash scripts/coop/base2new_train.sh oxford_pets 1" in result.stderr
+
+
+def test_other_working_directory_and_paths_with_spaces(copy, tmp_path):
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    env = {"DATA": "my data", "OUT": str(tmp_path / "my out")}
+    result = copy.run("coop/base2new_train.sh", "oxford_pets", 1, cwd=elsewhere, **env)
+    assert result.returncode == 0, result.stderr
+    (call,) = copy.calls()
+    assert flag(call, "--root") == str(elsewhere / "my data")
+    assert flag(call, "--output-dir").startswith(str(tmp_path / "my out/base2new/train_base"))
+    copy.run("coop/base2new_train.sh", "oxford_pets", 1, cwd=elsewhere)
+    assert flag(copy.calls()[1], "--root") == "data"  # in the repository, not in `elsewhere`
+
+
+def test_dry_run_prints_a_command_that_can_be_pasted(copy):
+    result = copy.run("coop/base2new_train.sh", "oxford_pets", 1, DRY_RUN="1", DATA="my data")
+    assert copy.calls() == []
+    command = shlex.split(result.stdout)
+    assert command[0] == str(copy.stub) and flag(command, "--root") == "my data"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("coop/base2new_train.sh", [], "usage: bash scripts/coop/base2new_train.sh DATASET SEED"),
+        ("coop/base2new_train.sh", ["oxford_pets", "one"], "SEED is 'one', not a whole number"),
+        ("coop/base2new_train.sh", ["oxford_pets", 1, "A"], "a KEY without a VALUE among: A"),
+        ("coop/base2new_train.sh", ["pets", 1], "configs/datasets holds: oxford_pets toy_shapes"),
+        ("coop/base2new_train.sh", ["oxford_pets", 1, "DATASET.NUM_SHOTS", 4], "set SHOTS"),
+        ("run.sh", ["kdpl", "train", "oxford_pets", 1], "METHOD is 'kdpl', not zsclip, coop, coop"),
+        ("run.sh", ["coop", "dump", "oxford_pets", 1], "coop reads no region store"),
+        ("run.sh", ["coop", "play", "oxford_pets", 1], "PHASE is 'play'"),
+        ("base2new.sh", ["coop"], "usage: bash scripts/base2new.sh METHOD DATASET [SEED ...]"),
+    ],
+)
+def test_usage_errors_are_one_line(copy, script, arguments, message):
+    result = copy.run(script, *arguments)
+    assert result.returncode == 2 and copy.calls() == []
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_scripts_are_clean_shell():
+    scripts = [str(path) for path in (REPO / "scripts").rglob("*.sh")]
+    assert len(scripts) >= 11
+    for script in scripts:
+        subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", *scripts], check=True)

@@ -109,7 +109,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=dtype)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _tell_once(message: str) -> None:
     print(message)
 

@@ -1,4 +1,7 @@
-"""A frozen CLIP with a learned context: images and class names in, logits out."""
+"""A frozen CLIP as a classifier: images and class names in, logits out.
+
+Letters: B images, C classes, D width of the joint embedding.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,58 @@ from torch.nn import functional as F
 
 from models.clip import LoadedClip
 from models.learners import ContextLearner
+from models.templates import fill
 from models.text import PromptLayout, TextEncoder
 
 
-class PromptedCLIP(nn.Module):
-    """CLIP whose class prompts are "<learned context> <class name>.", frozen but for the context.
+class FrozenCLIP(nn.Module):
+    """Compares images with class features; where these come from is the subclass's business."""
 
-    Letters: B images, C classes, D embedding width.
-    """
+    def __init__(self, clip: LoadedClip):
+        super().__init__()
+        self.clip = clip
+        self.clip_model = clip.model
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features (B, D) of images (B, 3, size, size); no gradient, the tower is frozen."""
+        with torch.no_grad(), self.clip.autocast():
+            features = self.clip_model.encode_image(images.to(self._dtype()))
+        return unit(features)
+
+    def text_features(self) -> Tensor:
+        """Unit class features (..., C, D)."""
+        raise NotImplementedError
+
+    def logits(self, image_BD: Tensor, text_CD: Tensor) -> Tensor:
+        """(..., B, C) of unit features: cosines times the model's own logit scale."""
+        scale = self.clip_model.logit_scale.exp().to(image_BD.dtype)
+        return scale * image_BD @ text_CD.transpose(-1, -2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (..., B, C)."""
+        return self.logits(self.image_features(images), self.text_features())
+
+    def _dtype(self) -> torch.dtype:
+        """The dtype of the image tower's matrices."""
+        return next(self.clip_model.visual.parameters()).dtype
+
+
+class HandwrittenCLIP(FrozenCLIP):
+    """Zero-shot CLIP: class features of a hand-written template, computed once."""
+
+    def __init__(self, clip: LoadedClip, classnames: Sequence[str], template: str):
+        super().__init__(clip)
+        tokens = clip.tokenize(fill(template, list(classnames))).to(clip.device)
+        with torch.no_grad(), clip.autocast():
+            parts = [self.clip_model.encode_text(part) for part in tokens.split(256)]
+        self.register_buffer("text_CD", unit(torch.cat(parts)), persistent=False)
+
+    def text_features(self) -> Tensor:
+        return self.text_CD
+
+
+class PromptedCLIP(FrozenCLIP):
+    """CLIP with class prompts "<learned context> <class name>."; only the context is trained."""
 
     def __init__(
         self,
@@ -29,29 +76,19 @@ class PromptedCLIP(nn.Module):
         per_class: bool = False,
     ):
         """See PromptLayout.build for context, position, per_class and the errors raised."""
-        super().__init__()
+        super().__init__(clip)
         layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
-        self.clip = clip
-        self.clip_model = clip.model
         self.learner = learner.to(clip.device)
         self.text_encoder = TextEncoder(clip.model, layout)
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """Unit features (B, D) of images (B, 3, size, size); no gradient, the tower is frozen."""
-        with torch.no_grad(), self.clip.autocast():
-            images = images.to(self.text_encoder.dtype)
-            return F.normalize(self.clip_model.encode_image(images), dim=-1)
 
     def text_features(self) -> Tensor:
         """Unit class features (C, D), or (2, C, D) of a learner with two contexts."""
         with self.clip.autocast():
-            return F.normalize(self.text_encoder(self.learner()), dim=-1)
+            features = self.text_encoder(self.learner())
+        return unit(features)
 
-    def logits(self, image_BD: Tensor, text_CD: Tensor) -> Tensor:
-        """(..., B, C) of unit features: cosines times CLIP's logit scale."""
-        scale = self.clip_model.logit_scale.exp().to(image_BD.dtype)
-        return scale * image_BD @ text_CD.transpose(-1, -2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C) logits, or (2, B, C) of a learner with two contexts."""
-        return self.logits(self.image_features(images), self.text_features())
+def unit(features: Tensor) -> Tensor:
+    """To length 1, in float32 at least: half precision would blur logits by about 0.1."""
+    wide = features if features.dtype == torch.float64 else features.float()
+    return F.normalize(wide, dim=-1)

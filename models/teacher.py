@@ -5,30 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.clip import LoadedClip, load_clip
-from models.templates import fill
+from models.prompted_clip import HandwrittenCLIP
 
 TEACHER_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
-class Teacher(nn.Module):
-    """A frozen CLIP with fixed class prompts. Letters: B batch, C classes, D feature width."""
+class Teacher(HandwrittenCLIP):
+    """Zero-shot CLIP that others learn from. Letters: B batch, C classes."""
 
     def __init__(self, clip: LoadedClip, classnames: Sequence[str], template: str):
-        super().__init__()
-        self.clip = clip
-        self.model = clip.model
+        super().__init__(clip, classnames, template)
         self.name, self.digest = clip.name, clip.digest
         self.image_size, self.mean, self.std = clip.image_size, clip.mean, clip.std
         self.classnames, self.template = tuple(classnames), template
-        self.logit_scale = clip.model.logit_scale.exp().item()
-        tokens = clip.tokenize(fill(template, list(classnames))).to(clip.device)
-        with torch.no_grad(), clip.autocast():
-            text_CD = torch.cat([self.model.encode_text(part) for part in tokens.split(256)])
-        self.register_buffer("text_CD", F.normalize(text_CD.float(), dim=-1))
+        self.logit_scale = self.clip_model.logit_scale.exp().item()
 
     @classmethod
     def load(
@@ -46,16 +40,14 @@ class Teacher(nn.Module):
         """
         if precision not in TEACHER_PRECISIONS:
             raise ValueError(f"TEACHER_PREC is {precision!r}; choose one of {TEACHER_PRECISIONS}.")
-        # fp16 as autocast: weights stay exact and any architecture can do it.
+        # fp16 as autocast: the weights stay exact, and every architecture can do it.
         wanted = "amp" if precision == "fp16" else precision
         return cls(load_clip(name, wanted, device), classnames, template)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C), float32, of images (B, 3, size, size) in the teacher's own pixel scale."""
-        with self.clip.autocast():
-            image_BD = self.model.encode_image(images)
-        return self.logit_scale * F.normalize(image_BD.float(), dim=-1) @ self.text_CD.T
+        return super().forward(images)
 
     def from_student_pixels(
         self, images: Tensor, mean: Sequence[float], std: Sequence[float]

@@ -1,0 +1,110 @@
+r"""Train or evaluate one run: flags -> config -> trainer.train() or .test() -> results.json.
+
+    python train.py --root data --trainer CoOp --seed 1 --output-dir output/coop \
+        --dataset-config-file configs/datasets/toy_shapes.yaml \
+        --config-file configs/trainers/CoOp/toy.yaml DATASET.NUM_SHOTS 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from dassl.engine import build_trainer
+from dassl.utils import set_random_seed, setup_logger
+
+import datasets  # noqa: F401  (importing registers the data sets)
+import trainers  # noqa: F401  (and the trainers)
+from configs.cli import add_family_flags, setup_cfg
+from regions.dump import dump_seconds
+from reporting.results import RunResult, git_commit, library_versions, peak_rss_bytes
+from trainers.base import PromptTrainer
+
+
+def main(argv: list[str] | None = None) -> PromptTrainer:
+    """Run what the flags say and return the trainer. Prints to stdout and OUTPUT_DIR/log.txt."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_family_flags(parser)
+    args = parser.parse_args(argv)
+    stdout = sys.stdout
+    try:
+        return run(args)
+    finally:
+        sys.stdout = stdout  # setup_logger has put a tee in its place
+
+
+def run(args: argparse.Namespace) -> PromptTrainer:
+    cfg = setup_cfg(args)
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    setup_logger(cfg.OUTPUT_DIR)
+    torch.backends.cudnn.deterministic = True  # the same seed gives the same bits
+    print(f"** Arguments **\n{vars(args)}\n** Config **\n{cfg}")
+
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.test()
+    elif not args.no_train:
+        trainer.train()
+    if trainer.scores:
+        path = result_of(args, cfg, trainer).write(cfg.OUTPUT_DIR)
+        print(f"Results saved to {path}")
+    return trainer
+
+
+def result_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> RunResult:
+    """Everything a table needs to know of a finished run."""
+    on_gpu, store = trainer.device.type == "cuda", trainer.store
+    return RunResult(
+        trainer=cfg.TRAINER.NAME,
+        dataset=cfg.DATASET.NAME,
+        scope=cfg.DATASET.SUBSAMPLE_CLASSES,
+        split=cfg.TEST.SPLIT,
+        shots=cfg.DATASET.NUM_SHOTS,
+        seed=cfg.SEED,
+        backbone=cfg.MODEL.BACKBONE.NAME,
+        precision=trainer.model.clip.precision,
+        device=torch.cuda.get_device_name() if on_gpu else "cpu",
+        teacher=trainer.teacher_name(),
+        config=Path(args.config_file).stem,
+        config_files=[args.dataset_config_file, args.config_file],
+        opts=list(args.opts),
+        eval_only=args.eval_only,
+        model_dir=args.model_dir,
+        load_epoch=args.load_epoch,
+        epochs=cfg.OPTIM.MAX_EPOCH,
+        accuracy=trainer.scores["accuracy"],
+        macro_f1=trainer.scores["macro_f1"],
+        error_rate=trainer.scores["error_rate"],
+        num_images=len(trainer.test_loader.dataset),
+        num_classes=trainer.num_classes,
+        seconds={**trainer.seconds, "dump": dump_seconds(store.path) if store else None},
+        peak_memory_bytes={
+            "rss": peak_rss_bytes(),
+            "device": torch.cuda.max_memory_allocated() if on_gpu else None,
+        },
+        store=store and {
+            "path": str(store.path),
+            "spec_id": store.spec.id,
+            "teacher": store.spec.teacher,
+            "num_regions": store.spec.num_regions,
+        },
+        commit=git_commit(),
+        versions=library_versions(),
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FloatingPointError, OSError) as error:
+        if os.environ.get("FDBPL_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_runs import fake_result, write_run
 
 from reporting.base2new import compare
 from reporting.paths import TEST_NEW, TRAIN_BASE, RunPlace, parse_run_dir, run_dir
+from reporting.plots import base_new_h, region_grid
 from reporting.results import (
     ResultError,
     RunResult,
@@ -363,3 +365,38 @@ def test_columns_that_do_not_vary_stand_in_the_caption_alone():
     header = render(Table(several), "text").splitlines()[0]
     assert header.split()[:5] == ["data", "set", "method", "config", "backbone"]
     assert "shots" in header
+
+
+# --- the pictures
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+
+
+def test_bars_are_drawn_with_gaps_where_a_half_or_a_time_is_missing(tree):
+    (tree / "base2new/test_new/oxford_pets/shots_16/CoOp/vit_b32_ctxv1/seed1/results.json").unlink()
+    (tree / "base2new/test_new/oxford_pets/shots_16/CoOp/vit_b32_ctxv1/seed2/results.json").unlink()
+    width, height = png_size(base_new_h(compare(tree).rows, tree / "pictures/bars.png", "title"))
+    assert width > height > 300
+    with pytest.raises(ValueError, match="no rows"):
+        base_new_h([], tree / "none.png")
+
+
+def test_regions_are_drawn_in_order_of_weight(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    titles, captions = [], []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text, **_: captions.append(text))
+    regions = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    words = dict(teacher_classes=["a_b", "c", "d"], teacher_probabilities=[0.5, 0.75, 0.25])
+    path = tmp_path / "regions.png"
+    region_grid(regions, [0.5, 0.9, 0.1], **words, path=path, classes=["x", "c", "d"], columns=2)
+    assert titles == ["w 0.90", "w 0.50", "w 0.10"]
+    assert captions == ["c\n0.75 ✓", "a b\n0.50 ✗", "d\n0.25 ✓"]
+    png_size(path)
+    with pytest.raises(ValueError, match="one entry per region"):
+        region_grid(regions, [0.5], **words, path=path)

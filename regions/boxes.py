@@ -27,8 +27,8 @@ def sample_boxes(spec: RegionSpec, image: RegionImage) -> tuple[np.ndarray, np.n
 
     Source: random resized crops with stored coordinates, FKD (Shen and Xing, ECCV 2022).
     """
-    seed = hashlib.sha256(f"{spec.seed}\n{image.path}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(seed, "little"))
+    seed = hashlib.sha256(f"{spec.seed}\n{image.path}".encode("utf-8", "surrogateescape"))
+    rng = np.random.default_rng(int.from_bytes(seed.digest(), "little"))
     uniform = rng.random((spec.num_regions, 1 + TRIES * 4))
     flips = uniform[:, 0] < spec.flip
     area, shape, down, right = np.moveaxis(uniform[:, 1:].reshape(-1, TRIES, 4), 2, 0)

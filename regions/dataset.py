@@ -5,6 +5,7 @@ Letters: R regions per step, B images per batch, H and W pixels, C classes, M re
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,21 +23,28 @@ from regions.store import RegionStore, RegionStoreError
 CACHE_BYTES = 512 * 2**20  # decoded images are kept when all of them take less than this
 
 
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn whatever goes wrong with an image file into one RegionStoreError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise RegionStoreError(f"image {path} is missing. Check --root.") from None
+    except Exception as error:  # decoders raise whatever they like
+        raise RegionStoreError(
+            f"image {path} cannot be read ({error}). "
+            "Fetch it again, or take it out of the data set."
+        ) from None
+
+
 def read_image(path: str, height: int, width: int) -> Image.Image:
     """Decode an image as RGB and check that it is as large as when its regions were drawn.
 
     Raises:
         RegionStoreError: the file is missing, unreadable, or of another size.
     """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError:
-        raise RegionStoreError(f"image {path} is missing. Check --root.") from None
-    except Exception as error:  # decoders raise whatever they like
-        raise RegionStoreError(
-            f"image {path} cannot be read ({error}). Fetch it again, or take it out of the data set."
-        ) from None
+    with reading(path), Image.open(path) as file:
+        image = file.convert("RGB")
     if image.size != (width, height):
         raise RegionStoreError(
             f"image {path} is {image.height} x {image.width} pixels, but its regions were drawn at "

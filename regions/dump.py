@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from regions.boxes import cut_all, sample_boxes
-from regions.dataset import read_image, to_input
+from regions.dataset import read_image, reading, to_input
 from regions.spec import RegionImage, RegionSpec, relative_path
 from regions.store import (
     RegionStore,
@@ -44,16 +44,8 @@ def list_images(items: Iterable[Any], root: str | Path) -> list[RegionImage]:
     """
     images = []
     for item in items:
-        try:
-            with Image.open(item.impath) as file:
-                width, height = file.size
-        except FileNotFoundError:
-            raise RegionStoreError(f"image {item.impath} is missing. Check --root.") from None
-        except Exception as error:  # decoders raise whatever they like
-            raise RegionStoreError(
-                f"image {item.impath} cannot be read ({error}). "
-                "Fetch it again, or take it out of the data set."
-            ) from None
+        with reading(item.impath), Image.open(item.impath) as file:
+            width, height = file.size
         images.append(RegionImage(relative_path(item.impath, root), item.label, height, width))
     return images
 
@@ -240,7 +232,7 @@ class TeacherAccuracy(NamedTuple):
     images: float  # of the mean probability over an image's regions
 
 
-def teacher_accuracy(store: RegionStore) -> TeacherAccuracy:
+def stored_teacher_accuracy(store: RegionStore) -> TeacherAccuracy:
     """How often the teacher names the labelled class."""
     right_regions = right_images = 0
     labels = np.array([image.label for image in store.spec.images])

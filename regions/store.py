@@ -107,7 +107,9 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk says which file it refused
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
@@ -223,6 +225,9 @@ def read_manifest(path: Path) -> tuple[RegionSpec, int, list[Shard] | None]:
     keys = {"format", "spec", "spec_id", "shard_images"}
     finished = path.name == MANIFEST
     try:
+        checksum = manifest.pop("sha256")
+        if checksum != hashlib.sha256(canonical_json(manifest).encode()).hexdigest():
+            raise ValueError("its checksum is not its own")
         spec = RegionSpec.from_json(manifest["spec"])
         shard_images = manifest["shard_images"]
         ok = manifest.keys() == keys | ({"shards"} if finished else set())
@@ -238,7 +243,7 @@ def read_manifest(path: Path) -> tuple[RegionSpec, int, list[Shard] | None]:
             whole = all(type(s.bytes) is int and type(s.sha256) is str for s in shards)
             if ranges != wanted or not whole:
                 raise ValueError("the shards do not cover the images")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RegionStoreError(f"{damaged} ({error})") from error
     return spec, shard_images, shards
 
@@ -526,8 +531,10 @@ def to_float16(logits_BC: np.ndarray, images_B: Sequence[str]) -> np.ndarray:
     return rounded_BC
 
 
-def _encode_json(value: Any) -> bytes:
-    return (canonical_json(value) + "\n").encode()
+def encode_manifest(fields: dict[str, Any]) -> bytes:
+    """One line of canonical JSON, with the checksum of all other fields under sha256."""
+    checksum = hashlib.sha256(canonical_json(fields).encode()).hexdigest()
+    return (canonical_json({**fields, "sha256": checksum}) + "\n").encode()
 
 
 class StoreWriter:
@@ -576,7 +583,7 @@ class StoreWriter:
             )
         self.is_finished = listed is not None and not self.missing
         if not self.is_finished:
-            write_whole(self.path / IN_PROGRESS, _encode_json(self._head()))
+            write_whole(self.path / IN_PROGRESS, encode_manifest(self._head()))
             (self.path / MANIFEST).unlink(missing_ok=True)
         self._clean()
 
@@ -649,7 +656,7 @@ class StoreWriter:
         """Write the manifest, last of all: from now on the store is whole."""
         assert not self.missing, f"shards {self.missing} are missing"
         shards = [self._shards[index]._asdict() for index in range(len(self.ranges))]
-        write_whole(self.path / MANIFEST, _encode_json({**self._head(), "shards": shards}))
+        write_whole(self.path / MANIFEST, encode_manifest({**self._head(), "shards": shards}))
         self.is_finished = True
         self._clean()
 

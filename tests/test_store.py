@@ -1,0 +1,513 @@
+"""The region store: what is written is read, and what does not fit or is damaged is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import region_world as world
+import safetensors.numpy
+
+import regions.store
+from regions.spec import RegionImage, RegionSpec
+from regions.store import (
+    RegionStore,
+    RegionStoreError,
+    RunNeeds,
+    StoreWriter,
+    encode_manifest,
+    find_dump,
+    require_same_spec,
+    to_float16,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "region_store_v1"
+GOLDEN_ID = "408cf015057d957d043e6e35c5e7aeae76d2d85dfaac9a2404a07d679c608a65"
+
+
+@pytest.fixture
+def golden(tmp_path) -> Path:
+    """A copy of the golden store that a test may damage."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "store"))
+
+
+def golden_needs(**changes) -> RunNeeds:
+    spec = world.golden_spec()
+    same = ("teacher", "teacher_digest", "template", "classnames", "num_regions")
+    same += ("scale", "ratio", "flip", "seed")
+    values = {name: getattr(spec, name) for name in same}
+    return RunNeeds(**{**values, "images": tuple(im.path for im in spec.images), **changes})
+
+
+# --- the format -----------------------------------------------------------------------------
+
+
+def test_golden_store_of_version_1_reads_as_ever():
+    store = RegionStore.open(GOLDEN)
+    assert store.spec == world.golden_spec() and store.spec.id == GOLDEN_ID
+    assert len(store) == 3
+    boxes, flips, logits = world.golden_arrays()
+    for image in range(3):
+        rows = store.read(image, [1, 0])
+        assert (rows.boxes == boxes[image, ::-1]).all() and rows.boxes.dtype == np.float32
+        assert (rows.flips == flips[image, ::-1]).all() and rows.flips.dtype == bool
+        assert (rows.logits == logits[image, ::-1]).all() and rows.logits.dtype == np.float16
+    assert store.image_index("oxford_pets/images/ünïcode 3.jpg") == 2
+    assert store.columns(["pug", "Abyssinian"]).tolist() == [2, 0]
+
+
+def test_golden_store_is_what_is_written_today(tmp_path):
+    world.write_golden(tmp_path / "store")
+    assert world.folder_bytes(tmp_path / "store") == world.folder_bytes(GOLDEN)
+
+
+def test_a_reader_needs_nothing_but_safetensors_and_json():
+    manifest = json.loads((GOLDEN / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    checksum = manifest.pop("sha256")
+    for value, wanted in ((manifest, checksum), (manifest["spec"], manifest["spec_id"])):
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+        assert hashlib.sha256(text.encode()).hexdigest() == wanted
+    boxes, flips, logits = world.golden_arrays()
+    for shard in manifest["shards"]:
+        content = (GOLDEN / shard["file"]).read_bytes()
+        assert len(content) == shard["bytes"]
+        assert hashlib.sha256(content).hexdigest() == shard["sha256"]
+        part = slice(shard["first_image"], shard["first_image"] + shard["num_images"])
+        arrays = safetensors.numpy.load(content)
+        assert (arrays["boxes"] == boxes[part]).all()
+        assert (arrays["flips"] == flips[part]).all()
+        assert (arrays["logits"] == logits[part]).all()
+
+
+def test_spec_survives_json_and_its_id_sees_every_field():
+    spec = world.golden_spec()
+    assert RegionSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    changes = {
+        "teacher": "other",
+        "teacher_digest": "cd" * 32,
+        "teacher_precision": "bf16",
+        "template": "a {}.",
+        "classnames": ("pug", "café cat", "Abyssinian"),
+        "images": spec.images[::-1],
+        "image_size": 336,
+        "num_regions": 3,
+        "scale": (0.08, 1.0),
+        "ratio": (0.5, 2.0),
+        "flip": 0.0,
+        "seed": 4,
+    }
+    ids = {replace(spec, **{field: value}).id for field, value in changes.items()}
+    assert len(ids | {spec.id}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_regions", 2.0),
+        ("num_regions", True),
+        ("seed", "1"),
+        ("scale", [0.1]),
+        ("flip", 1),
+        ("classnames", ["a", 3]),
+        ("images", [["a.jpg", 0, 1]]),
+        ("images", {}),
+        ("kind", "pictures"),
+        ("unknown", 1),
+    ],
+)
+def test_a_spec_of_wrong_types_is_refused(field, value):
+    with pytest.raises(ValueError):
+        RegionSpec.from_json({**world.golden_spec().to_json(), field: value})
+
+
+# --- does it fit the run? -------------------------------------------------------------------
+
+
+def test_a_run_that_fits_is_served_whole_or_in_part():
+    store = RegionStore.open(GOLDEN)
+    store.check_run(golden_needs())
+    store.check_run(golden_needs(teacher_digest=None, classnames=("pug",)))
+    store.check_run(golden_needs(images=("oxford_pets/images/pug_7.jpg",)))
+
+
+@pytest.mark.parametrize(
+    "change, found, wanted, way_out",
+    [
+        (
+            {"teacher": "ViT-L/14"},
+            "ViT-H-14-quickgelu",
+            "TRAINER.FDBPL.TEACHER is ViT-L/14",
+            "Set TRAINER.FDBPL.TEACHER ViT-H-14-quickgelu, or dump again into another --store",
+        ),
+        (
+            {"teacher_digest": "cd" * 32},
+            "ab" * 32,
+            "cd" * 32,
+            "Use the teacher the store was made with, or dump again into another --store",
+        ),
+        (
+            {"template": "a photo of a {}."},
+            "'a photo of a {}, a type of pet.'",
+            "DATASET.TEMPLATE is a photo of a {}.",
+            'Set DATASET.TEMPLATE "a photo of a {}, a type of pet.", or dump again',
+        ),
+        ({"seed": 2}, "seed 3", "--seed is 2", "Set --seed 3, or dump again"),
+        (
+            {"num_regions": 50},
+            "2 regions per image",
+            "TRAINER.FDBPL.NUM_REGIONS is 50",
+            "Set TRAINER.FDBPL.NUM_REGIONS 2, or dump again",
+        ),
+        (
+            {"scale": (0.08, 1.0)},
+            "(0.08, 0.936)",
+            "TRAINER.FDBPL.REGION_SCALE is (0.08, 1.0)",
+            'Set TRAINER.FDBPL.REGION_SCALE "(0.08, 0.936)", or dump again',
+        ),
+        (
+            {"ratio": (1.0, 1.0)},
+            "(0.75, 1.3333333333333333)",
+            "TRAINER.FDBPL.REGION_RATIO is (1.0, 1.0)",
+            'Set TRAINER.FDBPL.REGION_RATIO "(0.75, 1.3333333333333333)", or dump again',
+        ),
+        (
+            {"flip": 0.0},
+            "probability 0.5",
+            "TRAINER.FDBPL.REGION_FLIP is 0.0",
+            "Set TRAINER.FDBPL.REGION_FLIP 0.5, or dump again",
+        ),
+        (
+            {"classnames": ("pug", "Beagle")},
+            "3 classes",
+            "'Beagle'",
+            "Set DATASET.SUBSAMPLE_CLASSES",
+        ),
+        (
+            {"images": ("oxford_pets/images/pug_7.jpg", "oxford_pets/images/pug_8.jpg")},
+            "3 images",
+            "1 of the run's 2, for example oxford_pets/images/pug_8.jpg",
+            "Set --root, --seed, DATASET.NUM_SHOTS",
+        ),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused_with_both_values_and_the_way_out(
+    change, found, wanted, way_out
+):
+    with pytest.raises(RegionStoreError) as refusal:
+        RegionStore.open(GOLDEN).check_run(golden_needs(**change))
+    for part in (str(GOLDEN), found, wanted, way_out):
+        assert part in str(refusal.value)
+
+
+def test_run_needs_are_read_from_a_config():
+    keys = SimpleNamespace(
+        TEACHER="T", NUM_REGIONS=4, REGION_SCALE=[0.1, 1], REGION_RATIO=[1, 2], REGION_FLIP=0
+    )
+    cfg = SimpleNamespace(TRAINER=SimpleNamespace(FDBPL=keys), SEED=0)
+    needs = RunNeeds.from_cfg(cfg, template="a {}.", classnames=["b", "a"], images=["x"])
+    assert needs == RunNeeds(
+        "T", None, "a {}.", 4, (0.1, 1.0), (1.0, 2.0), 0.0, 0, ("b", "a"), ("x",)
+    )
+
+
+def test_columns_of_repeated_names_match_in_order(tmp_path):
+    store = world.make_store(tmp_path, tmp_path / "s", classnames=("bee", "ant", "bee", "cat"))
+    assert store.columns(["cat", "bee", "bee"]).tolist() == [3, 0, 2]
+    with pytest.raises(RegionStoreError, match="not of 'bee'"):
+        store.columns(["bee", "bee", "bee"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"teacher": "other"}, "Set TRAINER.FDBPL.TEACHER ViT-H-14-quickgelu"),
+        ({"teacher_precision": "bf16"}, "computed in fp32, but TRAINER.FDBPL.TEACHER_PREC is bf16"),
+        ({"image_size": 336}, "regions of 224 pixels a side, but this run has regions of 336"),
+        ({"classnames": ("Abyssinian", "pug")}, "3 classes, but this call has 2"),
+        (
+            {"classnames": ("Abyssinian", "dog", "pug")},
+            "number 2 being 'café cat', but this call has 3 classes, number 2 being 'dog'",
+        ),
+        ({"images": (RegionImage("x.jpg", 0, 1, 1),)}, "3 images, but this call has 1"),
+    ],
+)
+def test_a_dump_is_not_continued_under_another_spec(golden, change, message):
+    before = world.folder_bytes(golden)
+    spec = world.golden_spec()
+    if "classnames" in change:  # keep the labels valid
+        change = {**change, "images": tuple(im._replace(label=0) for im in spec.images)}
+    with pytest.raises(RegionStoreError) as refusal:
+        StoreWriter(golden, replace(spec, **change))
+    assert message in str(refusal.value)
+    assert world.folder_bytes(golden) == before
+
+
+def test_an_image_of_another_size_is_named():
+    spec = world.golden_spec()
+    images = (spec.images[0], spec.images[1]._replace(height=334), spec.images[2])
+    with pytest.raises(RegionStoreError, match=r"pug_7.jpg \(label 2, 333 x 500\).* 334 x 500"):
+        require_same_spec(GOLDEN, spec, replace(spec, images=images))
+    require_same_spec(GOLDEN, spec, replace(spec, images=images), ignore=["images"])
+
+
+# --- damage ---------------------------------------------------------------------------------
+
+
+def forge_manifest(store: Path, **change) -> None:
+    """Change fields of a manifest and give it the checksum that fits."""
+    path = store / "manifest.json"
+    fields = {**json.loads(path.read_text()), **change}
+    fields.pop("sha256")
+    path.write_bytes(encode_manifest(fields))
+
+
+def read_all(path: Path) -> list[bytes]:
+    store = RegionStore.open(path)
+    rows = [store.read(image, range(2)) for image in range(3)]
+    return [array.tobytes() for row in rows for array in row] + [store.spec.id.encode()]
+
+
+@pytest.mark.parametrize("name", sorted(os.listdir(GOLDEN)))
+def test_every_flipped_byte_and_every_truncation_is_refused(golden, name):
+    whole, wanted = (GOLDEN / name).read_bytes(), read_all(GOLDEN)
+    survivors = 0
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        for damaged in (bytes(flipped), whole[:place]):
+            (golden / name).write_bytes(damaged)
+            try:
+                assert read_all(golden) == wanted
+                survivors += 1
+            except RegionStoreError as error:
+                assert name in str(error)
+    # The manifest's last line end may be missing, and hex digits of \u00e9 have two cases.
+    assert survivors <= (4 if name == "manifest.json" else 0)
+
+
+@pytest.mark.parametrize("name", ["shard_00000.safetensors", "shard_00001.safetensors"])
+def test_a_missing_shard_is_named_at_open(golden, name):
+    (golden / name).unlink()
+    with pytest.raises(RegionStoreError, match=f"{name} is missing. .* run the dump again"):
+        RegionStore.open(golden)
+
+
+def test_sizes_are_checked_at_open_and_checksums_at_first_touch_of_a_large_store(
+    golden, monkeypatch
+):
+    monkeypatch.setattr(regions.store, "VERIFY_AT_OPEN", 0)
+    shard = golden / "shard_00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    store = RegionStore.open(golden)
+    store.read(0, [0])
+    with pytest.raises(RegionStoreError, match="shard_00001.safetensors is damaged: its checksum"):
+        store.read(2, [0])
+    shard.write_bytes(content[:-1])
+    with pytest.raises(RegionStoreError, match="has 485 bytes instead of 486"):
+        store.read(2, [0])
+    with pytest.raises(RegionStoreError, match="has 485 bytes instead of 486"):
+        RegionStore.open(golden)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": 2}, "has format 2, but this code reads up to format 1. Update the code"),
+        ({"format": "1"}, "is damaged"),
+        ({"format": True}, "is damaged"),
+        ({"spec_id": "0"}, "is damaged"),
+        ({"shard_images": 0}, "is damaged"),
+        ({"shard_images": 10**30}, "is damaged"),
+        ({"shards": []}, "is damaged"),
+        ({"shards": [1, 2]}, "is damaged"),
+        ({"shards": None}, "is damaged"),
+        ({"spec": []}, "is damaged"),
+        ({"extra": 1}, "is damaged"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(golden, change, message):
+    forge_manifest(golden, **change)
+    with pytest.raises(RegionStoreError, match=message):
+        RegionStore.open(golden)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100000, '{"format": NaN}', "\ufeff{}"])
+def test_a_manifest_that_is_no_manifest_is_refused(golden, text):
+    (golden / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RegionStoreError, match="manifest.json is damaged"):
+        RegionStore.open(golden)
+
+
+def test_shards_outside_the_folder_are_refused(golden):
+    shards = json.loads((golden / "manifest.json").read_text())["shards"]
+    forge_manifest(golden, shards=[{**shards[0], "file": "../shard_00000.safetensors"}, shards[1]])
+    with pytest.raises(RegionStoreError, match="the shards do not cover the images"):
+        RegionStore.open(golden)
+
+
+def test_a_hostile_shard_header_is_refused(golden):
+    """Even when the manifest's checksum fits: huge shapes, overlaps, wrong types, another shard."""
+    name = "shard_00000.safetensors"
+    whole = (GOLDEN / name).read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    boxes, flips = header["boxes"], header["flips"]
+    other = (GOLDEN / "shard_00001.safetensors").read_bytes()
+    hostile = [
+        {**header, "boxes": {**boxes, "shape": [2**62, 2, 4]}},
+        {**header, "boxes": {**boxes, "shape": [2, 2, 4.5]}},
+        {**header, "flips": {**flips, "data_offsets": boxes["data_offsets"]}},
+        {**header, "flips": {**flips, "data_offsets": [10**9, 10**9 + 4]}},
+        {**header, "flips": {**flips, "data_offsets": "ab"}},
+        {**header, "flips": 3},
+        {**header, "more": flips},
+        {name: value for name, value in header.items() if name != "logits"},
+        {**header, "__metadata__": {"region_store": "[]"}},
+        {**header, "__metadata__": None},
+        [],
+    ]
+    encoded = [json.dumps(value).encode() for value in hostile]
+    files = [len(text).to_bytes(8, "little") + text + data for text in encoded]
+    files += [other, b"\xff" * 8 + whole[8:], whole[:7], (2**40).to_bytes(8, "little"), b"[" * 9000]
+    manifest = json.loads((GOLDEN / "manifest.json").read_text())
+    for content in files:
+        (golden / name).write_bytes(content)
+        row = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["shards"][0].update(row)
+        forge_manifest(golden, shards=manifest["shards"])
+        with pytest.raises(RegionStoreError, match="is not shard 0|damaged header"):
+            RegionStore.open(golden)
+
+
+def test_a_folder_without_a_store_says_how_to_make_one(tmp_path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(RegionStoreError, match="holds no region store. Check TRAINER.FDBPL"):
+            RegionStore.open(path)
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def test_an_unfinished_dump_cannot_be_read_and_says_so(tmp_path):
+    StoreWriter(tmp_path / "store", world.golden_spec()).close()
+    with pytest.raises(RegionStoreError, match="is not finished. Run it again"):
+        RegionStore.open(tmp_path / "store")
+
+
+def test_a_second_dump_into_the_same_folder_is_refused(tmp_path):
+    with StoreWriter(tmp_path / "store", world.golden_spec()):
+        with pytest.raises(RegionStoreError, match="another dump is writing"):
+            StoreWriter(tmp_path / "store", world.golden_spec())
+    StoreWriter(tmp_path / "store", world.golden_spec()).close()
+
+
+def test_a_folder_with_other_files_is_not_written_into(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RegionStoreError, match="thesis.tex. Give --store a folder of its own"):
+        StoreWriter(tmp_path, world.golden_spec())
+    assert find_dump(tmp_path / "absent") is None
+
+
+def test_shards_outlive_a_lost_manifest_but_not_under_another_spec(golden):
+    whole = world.folder_bytes(golden)
+    (golden / "manifest.json").unlink()
+    with pytest.raises(RegionStoreError, match="its shards are not of this dump"):
+        StoreWriter(golden, replace(world.golden_spec(), seed=9), shard_images=2)
+    with StoreWriter(golden, world.golden_spec(), shard_images=2) as writer:
+        assert writer.missing == []
+        writer.finish()
+    assert world.folder_bytes(golden) == whole
+
+
+@pytest.mark.parametrize("name", ["shard_00000.safetensors", "shard_00001.safetensors"])
+def test_a_continued_dump_keeps_whole_shards_and_redoes_every_damaged_one(golden, name):
+    """Without a manifest to compare with: the shard's own checksum has to find the damage."""
+    manifest = json.loads((golden / "manifest.json").read_text())
+    fields = {key: manifest[key] for key in ("format", "spec", "spec_id", "shard_images")}
+    (golden / "in_progress.json").write_bytes(encode_manifest(fields))
+    (golden / "manifest.json").unlink()
+    whole, index = (golden / name).read_bytes(), int(name[6:11])
+    with StoreWriter(golden, world.golden_spec()) as writer:
+        assert writer.missing == []
+        for place in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << place % 8
+            for damaged in (bytes(flipped), whole[:place]):
+                (golden / name).write_bytes(damaged)
+                assert writer._whole_shard(index) is None
+    with StoreWriter(golden, world.golden_spec()) as writer:
+        assert writer.missing == [index]
+
+
+def test_a_damaged_shard_of_a_finished_store_is_redone(golden):
+    whole = world.folder_bytes(golden)
+    shard = golden / "shard_00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with StoreWriter(golden, world.golden_spec()) as writer:
+        assert writer.missing == [1] and not writer.is_finished
+        assert not (golden / "manifest.json").exists()
+        boxes, flips, logits = world.golden_arrays()
+        writer.write(1, boxes[2:], flips[2:], logits[2:])
+        writer.finish()
+    assert world.folder_bytes(golden) == whole
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (np.nan, "logit 1 of a region of oxford_pets/images/pug_7.jpg is nan. Set TRAINER.FDBPL"),
+        (-np.inf, "pug_7.jpg is -inf"),
+        (70000.0, "pug_7.jpg is 70000.0. float16 ends at 65504"),
+    ],
+)
+def test_a_logit_that_float16_cannot_hold_is_refused_with_its_image(tmp_path, value, message):
+    boxes, flips, logits = world.golden_arrays()
+    logits = logits.astype(np.float32)
+    logits[1, 0, 1] = value
+    with StoreWriter(tmp_path / "store", world.golden_spec(), shard_images=2) as writer:
+        with pytest.raises(RegionStoreError, match=message):
+            writer.write(0, boxes[:2], flips[:2], logits[:2])
+        assert writer.missing == [0, 1]
+
+
+def test_float16_is_the_nearest_to_float32():
+    values = np.array([[1.00048828125 + 1e-7, 65504.0, 1e-8]], np.float32)
+    assert (to_float16(values, ["x"]) == values.astype(np.float16)).all()
+
+
+# --- processes ------------------------------------------------------------------------------
+
+
+def _read_elsewhere(store: RegionStore, results: multiprocessing.SimpleQueue) -> None:
+    results.put([row.tobytes() for image in range(3) for row in store.read(image, [0, 1])])
+
+
+def test_a_store_travels_to_other_processes_without_its_maps():
+    store = RegionStore.open(GOLDEN)
+    assert store._arrays and not pickle.loads(pickle.dumps(store))._arrays
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    process = context.Process(target=_read_elsewhere, args=(store, results))
+    process.start()
+    rows = [row.tobytes() for image in range(3) for row in store.read(image, [0, 1])]
+    assert results.get() == rows
+    process.join()
+
+
+def test_reads_outside_the_store_are_errors():
+    store = RegionStore.open(GOLDEN)
+    for image, region in ((-1, 0), (3, 0), (0, 2)):
+        with pytest.raises(IndexError):
+            store.read(image, [region])

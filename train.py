@@ -90,7 +90,8 @@ def result_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> RunResul
             "rss": peak_rss_bytes(),
             "device": torch.cuda.max_memory_allocated() if on_gpu else None,
         },
-        store=store and {
+        store=store
+        and {
             "path": str(store.path),
             "spec_id": store.spec.id,
             "teacher": store.spec.teacher,

@@ -1,4 +1,4 @@
-"""Every config key this repository adds to Dassl's, with its default. Recipes (yaml) override them."""
+"""Every config key this repository adds to Dassl's, with its default; recipes override them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from yacs.config import CfgNode
 
 def extend_cfg(cfg: CfgNode) -> None:
     """Add our keys to Dassl's default config, in place."""
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base (first half of the classes) or new (the rest)
-    cfg.DATASET.TEMPLATE = ""  # hand-written prompt such as "a photo of a {}."; "" is the data set's
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base (first half of the classes), new (rest)
+    cfg.DATASET.TEMPLATE = ""  # such as "a photo of a {}."; "" takes the data set's own
 
     cfg.TRAINER.COOP = CfgNode()
     cfg.TRAINER.COOP.N_CTX = 16  # context tokens; CTX_INIT, when given, decides instead

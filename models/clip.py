@@ -165,7 +165,7 @@ def _published_state(name: str) -> dict[str, Tensor]:
     target = _OPENAI_CACHE / url.rsplit("/", 1)[-1]
     try:
         with warnings.catch_warnings():  # torch.jit.load is deprecated, and still what reads these
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.load")
             model, _ = clip.load(name, device="cpu", download_root=str(_OPENAI_CACHE))
     except (OSError, RuntimeError) as error:
         state = "does not match its checksum" if target.is_file() else "is not there"
@@ -196,7 +196,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.load")
             return torch.jit.load(path, map_location="cpu").state_dict()
     except RuntimeError:
         pass  # not an archive: a saved state dict

@@ -49,9 +49,7 @@ class DualContextLearner(ContextLearner):
     The positive one keeps the name `ctx`.
     """
 
-    def __init__(
-        self, positive_ND: Tensor, negative_ND: Tensor, num_classes: int | None = None
-    ):
+    def __init__(self, positive_ND: Tensor, negative_ND: Tensor, num_classes: int | None = None):
         """
         Raises:
             ValueError: the two prompts start from different numbers of tokens.

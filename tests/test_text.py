@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import clip
 import pytest
 import reference
 import torch
 from clip.model import CLIP
 
-import clip
 from models.text import PromptLayout, TextEncoder
 
 NAMES = ["cat", "Highway or Road", "Saint_Bernard", "pirate ship", "a", "2012 BMW M3 coupe!"]
@@ -107,7 +107,7 @@ def test_nothing_after_end_of_text_and_the_prefix_once():
 
 
 def test_name_that_merges_with_the_full_stop_ends_where_its_tokens_end():
-    """"coupe!" and "." become one token "!.", so name length + 2 would miss end-of-text."""
+    """ "coupe!" and "." become one token "!.", so name length + 2 would miss end-of-text."""
     layout = PromptLayout.build(["coupe!"], tokenize, "a photo of a")
     ids = layout.token_CL[0]
     assert ids[layout.end_C[0]] == 49407 and (ids == 49407).sum() == 1

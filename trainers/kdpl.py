@@ -35,9 +35,7 @@ class OnlineTeacher:
 
     def losses(self, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
         pixels = self.cfg.INPUT
-        images = self.teacher.from_student_pixels(
-            batch["img"], pixels.PIXEL_MEAN, pixels.PIXEL_STD
-        )
+        images = self.teacher.from_student_pixels(batch["img"], pixels.PIXEL_MEAN, pixels.PIXEL_STD)
         student_BC, teacher_BC = self.model(batch["img"]), self.teacher(images)
         return {"loss": symmetric_kl(student_BC, teacher_BC).mean()}, student_BC
 

@@ -20,9 +20,7 @@ class ZeroshotCLIP(PromptTrainer):
         cfg = self.cfg
         template = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
         print(f'Prompt: "{template}"')
-        self.model = HandwrittenCLIP(
-            self.load_student_clip(), self.dm.dataset.classnames, template
-        )
+        self.model = HandwrittenCLIP(self.load_student_clip(), self.dm.dataset.classnames, template)
 
     def train(self) -> None:
         """Nothing to train: evaluate."""

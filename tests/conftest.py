@@ -1,0 +1,50 @@
+"""Shared fixtures: the random CLIP that the parity fixtures were made with, built once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+PARITY = Path(__file__).parent / "data" / "parity"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device; none is here"))
+
+
+def read_parity(name: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and description of a fixture; tests/data/parity/README.md tells what they are."""
+    with safe_open(PARITY / f"{name}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return tensors, json.loads(file.metadata()["json"])
+
+
+@pytest.fixture(scope="session")
+def random_clip(tmp_path_factory) -> Path:
+    """A file with the fixtures' student: ViT-B wide, 4 + 4 layers, random from seed 11."""
+    from clip.model import CLIP
+
+    torch.manual_seed(11)
+    state = CLIP(512, 224, 4, 768, 32, 77, 49408, 512, 8, 4).state_dict()
+    noise = torch.Generator().manual_seed(1011)
+    for name, value in state.items():  # layer norms and biases start trivial: move them
+        if ".ln_" in name or name.startswith(("ln_", "visual.ln_")) or name.endswith("bias"):
+            state[name] = value + 0.05 * torch.randn(value.shape, generator=noise)
+    state["logit_scale"] = torch.tensor(4.6052)
+    path = tmp_path_factory.mktemp("clip") / "student.pt"
+    torch.save({name: value.half() for name, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def parity_images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (4, 3, 224, 224) and labels (4,) of the fixtures."""
+    images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(123))
+    return images.half().float(), torch.tensor([0, 3, 7, 9])

@@ -143,6 +143,10 @@ def _mixed(runs: Runs) -> list[str]:
             facts[key, "device"].add(result.device)
             tests[key.dataset, scope].add(f"{result.num_images} images")
             tests[key.dataset, scope].add(f"{result.num_classes} classes")
+        if "base" in halves:
+            base = halves["base"].result
+            if not base.eval_only and base.seconds["train"] is None:
+                notes.append(f"{key} seed{seed}: resumed, so its training time is not counted")
         if len(halves) == 2:
             base, new = halves["base"].result, halves["new"].result
             if not base.eval_only and new.load_epoch != base.epochs:

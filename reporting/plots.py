@@ -58,7 +58,7 @@ def base_new_h(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
     right.barh(places, dump, height=0.5, left=train, color=GREY, label="dump, once per store")
     longest = max([*both, 1e-9])
     for place, row in enumerate(rows):
-        text = "nothing to train"
+        text = "—"
         if row.train_seconds is not None:
             text = f"{train[place]:.1f}"
             if row.train_and_dump_seconds is None:

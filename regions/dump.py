@@ -188,6 +188,14 @@ def dump_record_path(store: str | Path) -> Path:
     return store.with_name(store.name + ".dump.json")
 
 
+def dump_seconds(store: str | Path) -> float | None:
+    """Wall time that a store took to dump, or None where its record is lost."""
+    try:
+        return float(json.loads(dump_record_path(store).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class DumpClock:
     """Wall time of a dump, summed over its restarts, in <store>.dump.json."""
 

@@ -1,0 +1,184 @@
+r"""Run the frozen teacher over image regions once, and keep its logits.
+
+    python dump_teacher_logits.py --root $DATA --seed 1 --store stores/oxford_pets \
+        --dataset-config-file configs/datasets/oxford_pets.yaml \
+        --config-file configs/trainers/FDBPL/vit_b32_ctxv1.yaml DATASET.NUM_SHOTS 16
+
+Writes shard_00000.safetensors, ... and, last, manifest.json (docs/REGION_STORE.md); the time it
+took goes to <store>.dump.json. Called again, it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from dassl.data.datasets import build_dataset
+from dassl.utils import set_random_seed
+
+import datasets  # noqa: F401  registers the data sets
+from configs.cli import add_family_flags, setup_cfg
+from models.clip import supported_precision, weights_digest
+from models.teacher import Teacher
+from models.templates import template_for
+from regions.dump import dump, dump_cost, list_images, stored_teacher_accuracy
+from regions.spec import RegionSpec, region_settings
+from regions.store import RegionStore, StoreWriter, find_dump, require_same_spec
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = setup_cfg(args)
+    store = Path(args.store or cfg.TRAINER.FDBPL.STORE).expanduser()
+    seed = region_settings(cfg)["seed"]
+    set_random_seed(seed)
+    device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
+
+    dataset = build_dataset(cfg)
+    root = Path(cfg.DATASET.ROOT).expanduser()
+    name = cfg.TRAINER.FDBPL.TEACHER
+    spec = RegionSpec.from_cfg(
+        cfg,
+        template=template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
+        classnames=dataset.classnames,
+        images=list_images(dataset.train_x, root),
+        teacher_precision=supported_precision(cfg.TRAINER.FDBPL.TEACHER_PREC, device),
+        teacher_digest=weights_digest(name) or "",
+    )
+    if refuse_or_recognise(store, spec):
+        print(f"{store} is complete, and made as asked: nothing to do.")
+        return
+    print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH)
+
+    started = time.perf_counter()
+    teacher = Teacher.load(name, spec.classnames, spec.template, spec.teacher_precision, device)
+    spec = replace(spec, teacher_digest=teacher.digest, image_size=teacher.image_size)
+    finished = dump(
+        store,
+        spec,
+        root,
+        teacher,
+        mean=teacher.mean,
+        std=teacher.std,
+        device=device,
+        batch_size=args.batch_size,
+        workers=min(cfg.DATALOADER.NUM_WORKERS, max(0, (os.cpu_count() or 1) - 2)),
+        shard_images=args.shard_images,
+        started=started,
+    )
+    print_result(finished)
+
+
+def refuse_or_recognise(store: Path, spec: RegionSpec) -> bool:
+    """Before the teacher is loaded: is the store there already (True), or still to be done?
+
+    Raises RegionStoreError when the folder holds something else.
+    """
+    found = find_dump(store)
+    if found is None:
+        return False
+    unknown = ["image_size"] if spec.teacher_digest else ["image_size", "teacher_digest"]
+    require_same_spec(store, found.spec, spec, ignore=unknown)
+    with StoreWriter(store, found.spec) as writer:
+        return writer.is_finished
+
+
+def print_plan(store: Path, spec: RegionSpec, epochs: int) -> None:
+    """Say what the dump takes, and what online distillation would; refuse a disk too small."""
+    cost = dump_cost(spec)
+    folder = next(path for path in (store, *store.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    there = sum(file.stat().st_size for file in store.glob("*.safetensors"))
+    print(
+        f"Images          {cost.images}, of {len(spec.classnames)} classes\n"
+        f"Regions         {spec.num_regions} per image\n"
+        f"Teacher passes  {cost.passes}, once for every run on these images\n"
+        f"Online instead  {cost.images * epochs} passes in each run of {epochs} epochs: "
+        f"{epochs / spec.num_regions:.2f} times as many\n"
+        f"On disk         {megabytes(cost.bytes)} in {store}, {megabytes(free)} free"
+    )
+    if there:
+        print(f"Already there   {megabytes(there)}; the dump continues")
+    if free < cost.bytes - there:
+        raise ValueError(
+            f"{store} needs {megabytes(cost.bytes - there)}, but the disk has {megabytes(free)}. "
+            "Free some space, give --store on another disk, or lower TRAINER.FDBPL.NUM_REGIONS."
+        )
+
+
+def print_result(store: RegionStore) -> None:
+    accuracy = stored_teacher_accuracy(store)
+    print(
+        f"Wrote {store.path}: {len(store)} images x {store.spec.num_regions} regions.\n"
+        f"Teacher top-1   {accuracy.regions:.1f} % of the regions, "
+        f"{accuracy.images:.1f} % of the images (mean probability over the regions)"
+    )
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--store", default="", help="folder to write; else TRAINER.FDBPL.STORE")
+    parser.add_argument("--batch-size", type=int, default=256, help="regions per teacher pass")
+    parser.add_argument(
+        "--shard-images", type=int, help="images per shard (about 4096 regions); lost if killed"
+    )
+    add_family_flags(parser)
+    return parser.parse_args(argv)
+
+
+def usage_problem(args: argparse.Namespace) -> str | None:
+    cfg = setup_cfg(args)
+    if not (args.store or cfg.TRAINER.FDBPL.STORE):
+        return "where to? Give --store FOLDER, or set TRAINER.FDBPL.STORE."
+    if not cfg.DATASET.NAME:
+        return "which images? Give --dataset-config-file configs/datasets/<data set>.yaml."
+    if args.batch_size < 1 or (args.shard_images is not None and args.shard_images < 1):
+        return "--batch-size and --shard-images need 1 or more."
+    return None
+
+
+def explain(error: Exception) -> str:
+    """One line for the user, with what to do."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the GPU's memory is full. Run again with a smaller --batch-size; it continues."
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        line = f"{error.strerror or error}{where}."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            line += " Finished shards are kept: free some space and run again, it continues."
+        return line
+    return " ".join(str(error).split())
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Exit code: 0 finished, 1 an error told in one line, 2 wrong usage, 130 interrupted."""
+    args = parse_args(argv)
+    try:
+        problem = usage_problem(args)
+        if problem:
+            print(f"error: {problem}", file=sys.stderr)
+            return 2
+        main(args)
+    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped. Finished shards are kept: run the same line again.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

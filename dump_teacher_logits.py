@@ -101,13 +101,13 @@ def print_plan(store: Path, spec: RegionSpec, epochs: int) -> None:
         f"Teacher passes  {cost.passes}, once for every run on these images\n"
         f"Online instead  {cost.images * epochs} passes in each run of {epochs} epochs: "
         f"{epochs / spec.num_regions:.2f} times as many\n"
-        f"On disk         {megabytes(cost.bytes)} in {store}, {megabytes(free)} free"
+        f"On disk         {human(cost.bytes)} in {store}, {human(free)} free"
     )
     if there:
-        print(f"Already there   {megabytes(there)}; the dump continues")
+        print(f"Already there   {human(there)}; the dump continues")
     if free < cost.bytes - there:
         raise ValueError(
-            f"{store} needs {megabytes(cost.bytes - there)}, but the disk has {megabytes(free)}. "
+            f"{store} needs {human(cost.bytes - there)}, but the disk has {human(free)}. "
             "Free some space, give --store on another disk, or lower TRAINER.FDBPL.NUM_REGIONS."
         )
 
@@ -121,8 +121,9 @@ def print_result(store: RegionStore) -> None:
     )
 
 
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+def human(size: int) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:.1f} {name}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

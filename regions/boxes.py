@@ -95,9 +95,7 @@ def cut(image: Image.Image, box: Sequence[float], flip: bool, size: int) -> Imag
     return region.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else region
 
 
-def cut_all(
-    image: Image.Image, boxes_R4: np.ndarray, flips_R: np.ndarray, size: int
-) -> np.ndarray:
+def cut_all(image: Image.Image, boxes_R4: np.ndarray, flips_R: np.ndarray, size: int) -> np.ndarray:
     """Cut several regions of an RGB image: uint8 (R, size, size, 3)."""
     regions = np.empty((len(boxes_R4), size, size, 3), np.uint8)
     for region, box, flip in zip(regions, boxes_R4, flips_R, strict=True):

@@ -620,9 +620,7 @@ class StoreWriter:
         """Shards still to be written, in order."""
         return [index for index in range(len(self.ranges)) if index not in self._shards]
 
-    def write(
-        self, index: int, boxes: np.ndarray, flips: np.ndarray, logits: np.ndarray
-    ) -> None:
+    def write(self, index: int, boxes: np.ndarray, flips: np.ndarray, logits: np.ndarray) -> None:
         """Write one shard: boxes (N, M, 4), flips (N, M) and logits (N, M, C) of its images.
 
         Raises:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import region_world as world
 import torch
+from clip.model import CLIP
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from PIL import Image
+from torchvision.transforms import functional as TF
 
-from regions.boxes import sample_boxes
+from dump_teacher_logits import run
+from models.teacher import Teacher
+from regions.boxes import cut, sample_boxes
 from regions.dump import dump_cost, dump_record_path, list_images, stored_teacher_accuracy
 from regions.spec import relative_path
 from regions.store import RegionStore, RegionStoreError
@@ -287,3 +295,167 @@ def test_a_full_disk_keeps_finished_shards_and_no_partial_file(
     assert (store / SHARDS[0]).exists() and not (store / "manifest.json").exists()
     world.run_dump(store, spec, root)
     assert world.folder_bytes(store) == whole
+
+
+# --- the script -----------------------------------------------------------------------------
+
+
+@DATASET_REGISTRY.register()
+class NoiseWorld(DatasetBase):
+    """The images of region_world as a data set of Dassl."""
+
+    def __init__(self, cfg):
+        items = world.draw_images(Path(cfg.DATASET.ROOT))
+        data = [Datum(item.impath, item.label, 0, world.CLASSES[item.label]) for item in items]
+        super().__init__(train_x=data, test=data)
+
+
+@pytest.fixture(scope="module")
+def tiny_teacher(tmp_path_factory) -> str:
+    """Weights of a random CLIP for 12 x 12 pixels."""
+    torch.manual_seed(0)
+    state = CLIP(16, 12, 1, 64, 6, 77, 49408, 64, 1, 1).state_dict()
+    path = tmp_path_factory.mktemp("teacher") / "tiny.pt"
+    torch.save(state, path)
+    return str(path)
+
+
+@pytest.fixture
+def line(tmp_path, tiny_teacher):
+    """A command line that works: flags, then KEY VALUE pairs."""
+    values = {
+        "DATASET.NAME": "NoiseWorld",
+        "DATASET.TEMPLATE": "a photo of a {}.",
+        "TRAINER.FDBPL.TEACHER": tiny_teacher,
+        "TRAINER.FDBPL.NUM_REGIONS": 5,
+        "OPTIM.MAX_EPOCH": 50,
+        "VERBOSE": False,
+    }
+
+    def build(store: str = str(tmp_path / "store"), seed: int = 1, **changes) -> list[str]:
+        given = {**values, **{key.replace("__", "."): value for key, value in changes.items()}}
+        flags = ["--root", str(tmp_path), "--seed", str(seed), "--shard-images", "3"]
+        flags += ["--store", store] if store else []
+        return [*flags, *(str(part) for pair in given.items() for part in pair)]
+
+    return build
+
+
+def one_error(capsys) -> str:
+    """The only line on stderr besides the progress bar."""
+    lines = capsys.readouterr().err.splitlines()
+    errors = [text for text in lines if not text.startswith("\rdump:")]
+    errors = [text for text in errors if text and not text.startswith("dump:")]
+    assert len(errors) == 1 and errors[0].startswith("error: "), lines
+    return errors[0]
+
+
+def test_the_script_tells_the_cost_writes_a_store_and_then_has_nothing_to_do(
+    line, tmp_path, capsys, monkeypatch
+):
+    assert run(line()) == 0
+    told = capsys.readouterr().out
+    assert "Images          7, of 4 classes" in told and "Teacher passes  35, once" in told
+    assert "350 passes in each run of 50 epochs: 10.00 times as many" in told
+    assert "kB in " in told and "% of the regions" in told
+    store = RegionStore.open(tmp_path / "store")
+    assert store.spec.classnames == world.CLASSES and store.spec.image_size == 12
+    assert store.spec.images[5].path == "images/bee/5.png"
+
+    # Every stored logit against the plain way: cut, normalise, one region at a time.
+    teacher = Teacher.load(store.spec.teacher, world.CLASSES, "a photo of a {}.")
+    rows = store.read(4, range(5))
+    image = Image.open(tmp_path / store.spec.images[4].path)
+    for box, flip, logits in zip(rows.boxes, rows.flips, rows.logits, strict=True):
+        pixels = TF.normalize(TF.to_tensor(cut(image, box, flip, 12)), teacher.mean, teacher.std)
+        plain = teacher(pixels[None])[0].numpy()
+        np.testing.assert_allclose(logits.astype(np.float32), plain, rtol=2e-3, atol=2e-3)
+
+    before = world.folder_bytes(tmp_path / "store")
+    monkeypatch.setattr(Teacher, "load", None)  # a finished store needs no teacher
+    assert run(line()) == 0
+    assert "is complete, and made as asked: nothing to do" in capsys.readouterr().out
+    assert world.folder_bytes(tmp_path / "store") == before
+
+
+def test_the_script_continues_after_ctrl_c(line, tmp_path, capsys, monkeypatch):
+    assert run(line(store=str(tmp_path / "whole"))) == 0
+    forward, calls = Teacher.forward, 0
+
+    def interrupted(self, images):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return forward(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "forward", interrupted)
+        assert run(line()) == 130
+    assert "run the same line again" in capsys.readouterr().err
+    assert run(line()) == 0
+    assert "the dump continues" in capsys.readouterr().out
+    assert world.folder_bytes(tmp_path / "store") == world.folder_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"DATASET__TEMPLATE": "a {}."}, 'Set DATASET.TEMPLATE "a photo of a {}.", or dump again'),
+        ({"TRAINER__FDBPL__NUM_REGIONS": 6}, "Set TRAINER.FDBPL.NUM_REGIONS 5, or dump again"),
+        ({"seed": 2}, "Set --seed 1, or dump again"),
+    ],
+)
+def test_the_script_refuses_the_store_of_another_dump(line, capsys, monkeypatch, change, message):
+    assert run(line()) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(Teacher, "load", None)  # refused before the teacher is loaded
+    assert run(line(**change)) == 1
+    assert message in one_error(capsys)
+
+
+def test_the_script_tells_each_problem_in_one_line(line, tmp_path, capsys, monkeypatch):
+    assert run(line(TRAINER__FDBPL__TEACHER="ViT-Z/99")) == 1
+    assert "'ViT-Z/99' is unknown. Known: " in one_error(capsys)
+    assert run(line(store="")) == 2
+    assert "Give --store FOLDER" in one_error(capsys)
+    assert run(line(DATASET__NAME="")) == 2
+    assert "Give --dataset-config-file" in one_error(capsys)
+    assert run(line(seed=-1)) == 1
+    assert "give --seed a number of 0 or more" in one_error(capsys)
+    assert run(line(TRAINER__FDBPL__REGION_FLIP=2.0)) == 1
+    assert "TRAINER.FDBPL.REGION_FLIP is 2.0" in one_error(capsys)
+    assert run(line(TRAINER__FDBPL__FLIP=2.0)) == 1
+    assert "configs/defaults.py lists our keys" in one_error(capsys)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+        assert run(line()) == 1
+    assert "the disk has 0.0 kB. Free some space" in one_error(capsys)
+    (tmp_path / "file").write_text("")
+    assert run(line(store=str(tmp_path / "file"))) == 1
+    assert "Not a directory" in one_error(capsys)
+
+
+def test_the_script_tells_an_unreadable_image_and_a_full_disk(line, tmp_path, capsys, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert run(line()) == 1
+    message = one_error(capsys)
+    assert "No space left on device" in message and "in_progress.json" in message
+    assert "Finished shards are kept: free some space and run again" in message
+
+    items = world.draw_images(tmp_path)
+    monkeypatch.setattr(world, "draw_images", lambda root: items)
+    os.truncate(items[6].impath, 400)
+    assert run(line()) == 1
+    assert "6.png cannot be read" in one_error(capsys)
+
+
+def test_the_script_itself_ends_with_one_line_and_a_code():
+    script = str(HERE.parent / "dump_teacher_logits.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: where to?") and done.stderr.count("\n") == 1

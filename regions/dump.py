@@ -196,15 +196,6 @@ def dump_seconds(store: str | Path) -> float | None:
         return None
 
 
-def dump_seconds(store: str | Path) -> float | None:
-    """Wall time of a store's dump, all its sessions together; None when it is not known."""
-    try:
-        record = json.loads(dump_record_path(store).read_text(encoding="utf-8"))
-        return float(record["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 class DumpClock:
     """Wall time of a dump, summed over its restarts, in <store>.dump.json."""
 

@@ -140,7 +140,7 @@ def region_grid(
     return _save(figure, path)
 
 
-def _tinted(region_HW3: np.ndarray, colour: Sequence[float], strength: float = 0.25) -> np.ndarray:
+def _tinted(region_HW3: np.ndarray, colour: Sequence[float], strength: float = 0.15) -> np.ndarray:
     tint = [round(255 * part) for part in colour]
     return ((1 - strength) * region_HW3 + [strength * part for part in tint]).astype("uint8")
 

@@ -218,7 +218,7 @@ def render(table: Table, form: str) -> str:
     styles = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
     if form not in styles:
         raise ValueError(f"format is {form!r}; choose one of {', '.join(FORMATS)}.")
-    body = _grid(table.rows, styles[form])
+    body = _grid(table.rows, styles[form]) if table.rows else ""
     if form == "latex":
         remarks = [*table.caption, *table.notes]
         return "\n".join([*(f"% {line}" for line in remarks), body]) + "\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import multiprocessing
 import os
 import shlex
@@ -117,47 +118,51 @@ def run_all(args: argparse.Namespace) -> int:
     # One thread per process: more of them stand in each other's way.
     os.environ["OMP_NUM_THREADS"] = "1"
     spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, spawn, initializer=start_worker) as pool:
+        # Alone, so that the images are drawn once.
+        drawn = pool.submit(prepare_data, command_of(firsts[0], args)).result()
+        if drawn.error:
+            raise SystemExit(f"The toy images cannot be made.\n{drawn.error}")
+        print(f"toy images: {drawn.seconds:.1f} s")
+        form = "{l_bar}{bar}| {elapsed} passed, about {remaining} left"
+        with tqdm(total=total, bar_format=form, desc="demo", smoothing=0, disable=None) as bar:
+            try:
+                return run_chains(firsts, args, pool, bar)
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def run_chains(
+    firsts: list[Run], args: argparse.Namespace, pool: ProcessPoolExecutor, bar: tqdm
+) -> int:
+    """Run each of `firsts` and then what needs it; returns how many failed."""
+    running: dict[Future, Run] = {}
     failed = 0
-    form = "{l_bar}{bar}| {elapsed} passed, {remaining} left"
-    with (
-        ProcessPoolExecutor(args.jobs, spawn, initializer=start_worker) as pool,
-        tqdm(total=total, bar_format=form, desc="demo", smoothing=0) as bar,
-    ):
-        running: dict[Future, Run] = {}
 
-        def start(run: Run | None) -> None:
-            while run is not None:
-                command = command_of(run, args)
-                if command:
-                    running[pool.submit(work, command, log_of(run, args))] = run
-                    return
-                bar.update(run.seconds)  # finished before
-                run = run.next
+    def start(run: Run | None) -> None:
+        while run is not None:
+            command = command_of(run, args)
+            if command:
+                running[pool.submit(work, command, log_of(run, args))] = run
+                return
+            bar.update(run.seconds)  # finished before
+            run = run.next
 
-        try:
-            # Alone, so that the images are drawn once.
-            outcome = pool.submit(prepare_data, command_of(firsts[0], args)).result()
+    for first in firsts:
+        start(first)
+    while running:
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            run, outcome = running.pop(future), future.result()
             if outcome.error:
-                bar.write(f"drawing the toy images failed:\n{outcome.error}")
-                return 1
-            bar.write(f"toy images: {outcome.seconds:.1f} s")
-            for first in firsts:
-                start(first)
-            while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    run, outcome = running.pop(future), future.result()
-                    if outcome.error:
-                        failed += 1
-                        bar.write(f"{run} FAILED:\n{outcome.error}")
-                        bar.update(sum(each.seconds for each in chain(run)))
-                        continue
-                    bar.write(f"{run}: {outcome.seconds:.1f} s{reached(run, args)}")
-                    bar.update(run.seconds)
-                    start(run.next)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                failed += 1
+                bar.write(f"{run} FAILED:\n{outcome.error}")
+                bar.update(sum(each.seconds for each in chain(run)))
+                continue
+            bar.write(f"{run}: {outcome.seconds:.1f} s{reached(run, args)}")
+            bar.update(run.seconds)
+            start(run.next)
     return failed
 
 
@@ -260,7 +265,7 @@ def prepare_data(command: list[str]) -> Outcome:
     from configs.cli import setup_cfg
 
     try:
-        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        with contextlib.redirect_stdout(io.StringIO()):  # the bar on stderr may be seen
             build_dataset(setup_cfg(dump_teacher_logits.parse_args(command[1:])))
     except Exception:
         return Outcome(traceback.format_exc(), 0.0)

@@ -393,10 +393,10 @@ class SimpleTrainer(TrainerBase):
         raise ValueError(f"{type(self).__name__} has no optimizer; pass one to register_model().")
 
     def _has_training(self) -> bool:
-        """Zero-shot methods write neither forward_backward() nor run_epoch(): a test is all."""
+        """A zero-shot method registers no model, or writes no training step: a test is all."""
         own_step = type(self).forward_backward is not TrainerBase.forward_backward
         loops = (TrainerBase.run_epoch, TrainerX.run_epoch, TrainerXU.run_epoch)
-        return own_step or type(self).run_epoch not in loops
+        return bool(self._models) and (own_step or type(self).run_epoch not in loops)
 
     def _copy_best_model(self, directory: str) -> None:
         """The best result so far is resumed, so its model must be where the final test looks."""

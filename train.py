@@ -66,7 +66,7 @@ def result_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> RunResul
         trainer=cfg.TRAINER.NAME,
         dataset=cfg.DATASET.NAME,
         scope=cfg.DATASET.SUBSAMPLE_CLASSES,
-        split=cfg.TEST.SPLIT,
+        split=trainer.split,
         shots=cfg.DATASET.NUM_SHOTS,
         seed=cfg.SEED,
         backbone=cfg.MODEL.BACKBONE.NAME,

@@ -24,10 +24,12 @@ from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint
 class PromptTrainer(TrainerX):
     """A trainer of prompts on a frozen CLIP. Letters: B batch, C classes, D feature width."""
 
+    PROMPT = "COOP"  # the config node of the method's prompts: TRAINER.<PROMPT>
     MODEL_NAME = "prompt_learner"  # the family's folder for checkpoints of text prompts
 
     def __init__(self, cfg):
-        self.scores: dict[str, float] = {}  # of the final test, in percent
+        self.scores: dict[str, float] = {}  # of the latest test, in percent
+        self.split = cfg.TEST.SPLIT  # that it was made on
         self.seconds: dict[str, float | None] = {"setup": None, "train": None, "test": None}
         self.store = None  # the region store of a training run that reads one
         self.scaler = None  # gradient scaler; only amp has one
@@ -36,10 +38,6 @@ class PromptTrainer(TrainerX):
         super().__init__(cfg)
 
     # What a method provides
-
-    def precision(self) -> str:
-        """The config's precision of the student."""
-        raise NotImplementedError
 
     def build_student(self, clip: LoadedClip) -> PromptedCLIP:
         raise NotImplementedError
@@ -60,8 +58,11 @@ class PromptTrainer(TrainerX):
                 "MODEL.BACKBONE.NAME is empty; give a --config-file of configs/trainers, or "
                 "--backbone ViT-B/16."
             )
-        if self.precision() not in PRECISIONS:
-            raise ValueError(f"PREC is {self.precision()!r}; choose one of {PRECISIONS}.")
+        precision = cfg.TRAINER[self.PROMPT].PREC
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"TRAINER.{self.PROMPT}.PREC is {precision!r}; choose one of {PRECISIONS}."
+            )
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -83,7 +84,9 @@ class PromptTrainer(TrainerX):
         """
         cfg = self.cfg
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip = load_clip(cfg.MODEL.BACKBONE.NAME, self.precision(), self.device)
+        clip = load_clip(
+            cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[self.PROMPT].PREC, self.device
+        )
         if tuple(cfg.INPUT.SIZE) != (clip.image_size, clip.image_size):
             raise ValueError(
                 f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {clip.name} takes {clip.image_size} x "
@@ -147,6 +150,7 @@ class PromptTrainer(TrainerX):
     def test(self, split: str | None = None) -> float:
         """Accuracy in percent; class features are computed once for all images."""
         self._end_setup()
+        self.scores = {}
         start = time.perf_counter()
         with torch.no_grad():
             self._class_features = self.class_features()
@@ -172,8 +176,8 @@ class PromptTrainer(TrainerX):
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         split, _, name = tag.partition("/")
-        if split == self.cfg.TEST.SPLIT:
-            self.scores[name] = float(scalar_value)
+        if split in ("test", "val"):  # how Dassl's test() announces its results
+            self.split, self.scores[name] = split, float(scalar_value)
         super().write_scalar(tag, scalar_value, global_step)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:

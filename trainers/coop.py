@@ -16,9 +16,6 @@ from trainers.base import PromptTrainer
 class CoOp(PromptTrainer):
     """Context Optimization. Source: arXiv:2109.01134."""
 
-    def precision(self) -> str:
-        return self.cfg.TRAINER.COOP.PREC
-
     def build_student(self, clip: LoadedClip) -> PromptedCLIP:
         keys = self.cfg.TRAINER.COOP
         classnames = self.dm.dataset.classnames

@@ -13,9 +13,6 @@ from trainers.base import PromptTrainer
 class ZeroshotCLIP(PromptTrainer):
     """CLIP as released, with one template per data set. Source: arXiv:2103.00020."""
 
-    def precision(self) -> str:
-        return self.cfg.TRAINER.COOP.PREC
-
     def build_model(self) -> None:
         cfg = self.cfg
         template = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)

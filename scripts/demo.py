@@ -42,8 +42,11 @@ METHODS = {
     "coop": ("train", "test"),
     "zsclip": ("train", "test"),
 }
-# Seconds a run took on one core of a two-core machine: they make the time left a fair guess.
-SECONDS = {"dump": 4, "coop_kdpl train": 20, "train": 10, "zsclip train": 4, "test": 4}
+# Seconds a run took on one core, 8 shots: they make the time left a fair guess.
+SECONDS = {
+    "dump": 6, "fdbpl train": 14, "coop_kdpl train": 31, "coop train": 19, "zsclip train": 5,
+    "test": 5,
+}  # fmt: skip
 SHOWN_REGIONS = 40
 
 
@@ -79,7 +82,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep the runs that are finished")
     parser.add_argument("--dataset", default="toy_shapes", help="stem in configs/datasets")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--shots", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time")
     parser.add_argument("--out", type=Path, default=REPO / "output" / "demo")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for every run, after --")
@@ -96,9 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     args.out = args.out.absolute()
     started = time.perf_counter()
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log of the demo can be followed
     if not args.resume:
         for name in ("base2new", "stores", "logs"):
             shutil.rmtree(args.out / name, ignore_errors=True)
+        for name in ("table.md", "regions.png", "base_new_h.png"):
+            (args.out / name).unlink(missing_ok=True)
     data_root().mkdir(parents=True, exist_ok=True)
     failed = run_all(args)
     report(args)
@@ -120,17 +126,24 @@ def run_all(args: argparse.Namespace) -> int:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, spawn, initializer=start_worker) as pool:
         # Alone, so that the images are drawn once.
-        drawn = pool.submit(prepare_data, command_of(firsts[0], args)).result()
+        data = pool.submit(prepare_data, command_of(firsts[0], args))
+        for _ in range(args.jobs - 1):
+            pool.submit(warm_up)
+        drawn = data.result()
         if drawn.error:
             raise SystemExit(f"The toy images cannot be made.\n{drawn.error}")
         print(f"toy images: {drawn.seconds:.1f} s")
         form = "{l_bar}{bar}| {elapsed} passed, about {remaining} left"
         with tqdm(total=total, bar_format=form, desc="demo", smoothing=0, disable=None) as bar:
             try:
-                return run_chains(firsts, args, pool, bar)
+                failed = run_chains(firsts, args, pool, bar)
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        store = store_dir(args.dataset, args.shots, "toy", args.seeds[0], args.out / "stores")
+        if (store / "manifest.json").exists():  # in a worker, where torch is there already
+            pool.submit(draw_regions, store, data_root(), args.out / "regions.png").result()
+    return failed
 
 
 def run_chains(
@@ -181,6 +194,7 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
         "OUT": str(args.out),
         "STORES": str(args.out / "stores"),
         "SHOTS": str(args.shots),
+        "CFG": "toy",
         "PYTHON": sys.executable,
     }
 
@@ -224,6 +238,11 @@ def start_worker() -> None:
     torch.set_num_threads(1)
 
 
+def warm_up() -> None:
+    import dump_teacher_logits  # noqa: F401
+    import train  # noqa: F401
+
+
 def work(command: list[str], log: Path) -> Outcome:
     """Run train.py or dump_teacher_logits.py in this process, all it says going to `log`."""
     started = time.perf_counter()
@@ -234,7 +253,9 @@ def work(command: list[str], log: Path) -> Outcome:
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
                 code = call(script, flags)
-            except (Exception, SystemExit):
+            except SystemExit as stop:  # argparse has said why
+                code = stop.code
+            except Exception:
                 traceback.print_exc()
                 code = 1
     error = ""
@@ -279,18 +300,15 @@ def report(args: argparse.Namespace) -> None:
     table = compare(args.out, datasets=[args.dataset], shots=[args.shots])
     write_text(args.out / "table.md", render(table, "markdown"))
     print("\n" + render(table, "text"))
-    written = [args.out / "table.md"]
     if table.rows:
         title = f"{args.dataset}, {args.shots} shots, seeds {', '.join(map(str, args.seeds))}"
-        written.append(base_new_h(table.rows, args.out / "base_new_h.png", title))
-    store = store_dir(args.dataset, args.shots, "toy", args.seeds[0], args.out / "stores")
-    if (store / "manifest.json").exists():
-        written.append(draw_regions(store, args.out / "regions.png"))
-    for path in written:
-        print(path)
+        base_new_h(table.rows, args.out / "base_new_h.png", title)
+    for name in ("table.md", "base_new_h.png", "regions.png"):
+        if (args.out / name).exists():
+            print(args.out / name)
 
 
-def draw_regions(path: Path, picture: Path) -> Path:
+def draw_regions(path: Path, root: Path, picture: Path) -> Path:
     """Draw regions of a store from the most to the least informative, evenly spread between."""
     import numpy as np
     import torch
@@ -314,7 +332,7 @@ def draw_regions(path: Path, picture: Path) -> Path:
     for place in chosen:
         index, region = divmod(int(place), spec.num_regions)
         image, row = spec.images[index], store.read(index, [region])
-        pixels = read_image(str(data_root() / image.path), image.height, image.width)
+        pixels = read_image(str(root / image.path), image.height, image.width)
         regions.append(np.asarray(cut(pixels, row.boxes[0], row.flips[0], spec.image_size)))
     truth = [spec.classnames[spec.images[place // spec.num_regions].label] for place in chosen]
     return region_grid(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import shutil
@@ -263,3 +264,47 @@ def test_scripts_are_clean_shell():
         subprocess.run(["bash", "-n", script], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", *scripts], check=True)
+
+
+# --- the demo
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    monkeypatch.delenv("DATA", raising=False)
+    return importlib.import_module("demo")
+
+
+def test_demo_runs_the_commands_of_the_scripts(demo, tmp_path):
+    args = demo.parse_args(["--out", str(tmp_path), "--", "OPTIM.MAX_EPOCH", "1"])
+    for method, phases in demo.METHODS.items():
+        run = demo.Run(method, phases[0], 3)
+        assert [each.phase for each in demo.chain(run)] == list(phases)
+        command = demo.command_of(run, args)
+        assert flag(command, "--trainer") == TRAINERS[method]
+        assert flag(command, "--config-file") == f"configs/trainers/{TRAINERS[method]}/toy.yaml"
+        assert (REPO / flag(command, "--config-file")).exists()
+        assert flag(command, "--root") == str(REPO / "data") and flag(command, "--seed") == "3"
+        assert flag(command, "OPTIM.MAX_EPOCH") == "1"
+        assert str(tmp_path) in flag(command, "--store" if "--store" in command else "--output-dir")
+    with pytest.raises(SystemExit, match="nothing to test yet"):
+        demo.command_of(demo.Run("coop", "test", 3), args)
+
+
+def test_demo_skips_a_finished_run(demo, tmp_path):
+    args = demo.parse_args(["--out", str(tmp_path), "--resume"])
+    run = demo.Run("coop", "train", 1)
+    command = demo.command_of(run, args)
+    opts = command[command.index("DATASET.NUM_SHOTS") :]
+    files = [flag(command, "--dataset-config-file"), flag(command, "--config-file")]
+    more = dict(stem="toy_shapes", config="toy", config_files=files, opts=opts, shots=args.shots)
+    write_run(tmp_path, "base", 50.0, 1, **more)
+    assert demo.command_of(run, args) == []
+
+
+def test_demo_shows_the_end_of_the_log_of_a_failed_run(demo, tmp_path):
+    log = tmp_path / "logs" / "a.txt"
+    outcome = demo.work(["train.py", "--no-such-flag"], log)
+    assert "unrecognized arguments: --no-such-flag" in outcome.error and str(log) in outcome.error
+    assert log.read_text().startswith("$ python train.py --no-such-flag\n")

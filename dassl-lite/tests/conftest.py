@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
+
+from . import dassl_toy as toy
 
 torch.set_num_threads(1)
-DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="session")

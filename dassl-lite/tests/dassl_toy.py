@@ -1,6 +1,6 @@
 """A toy data set and trainers that draw from every random generator. As a script, it trains.
 
-python toy.py IMAGES OUT KEY VALUE ...
+python dassl_toy.py IMAGES OUT KEY VALUE ...
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import set_random_seed, setup_logger
 
+DATA = Path(__file__).parent / "data"
 CLASSNAMES = ("ant", "bee", "cat")
 IMAGES = 22  # with a batch of 4: five batches and two images that are dropped
 

@@ -9,11 +9,12 @@ import re
 
 import pytest
 import torch
-from conftest import DATA
 from torch import nn
 
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
+
+from .dassl_toy import DATA
 
 SCHEDULES = json.loads((DATA / "lr_schedules.json").read_text())
 CASE = re.compile(r"(\w+)\|max_epoch=(\d+)\|warmup=(\w+):(\d+)\|recount=(\w+)\|lr=([\d.]+)")

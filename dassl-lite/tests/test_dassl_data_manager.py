@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import toy
 
 from dassl.data import DataManager, DatasetWrapper
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
+
+from . import dassl_toy as toy
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
 
 from dassl.utils import load_checkpoint
+
+from . import dassl_toy as toy
 
 TWO = ("TRAINER.NAME", "TwoModels")
 EVERY = ("TRAIN.CHECKPOINT_FREQ", 1)
@@ -122,7 +123,7 @@ def test_killed_and_resumed_in_a_fresh_interpreter(image_root, tmp_path):
     assert in_child(cfg) == 0
     cfg.OUTPUT_DIR = str(tmp_path / "killed")
     assert in_child(cfg, f"after:{B}/model.pth.tar-2") == signal.SIGKILL
-    script = Path(__file__).with_name("toy.py")
+    script = Path(__file__).with_name("dassl_toy.py")
     command = [sys.executable, script, image_root, tmp_path / "killed", *map(str, opts)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert_same_end(tmp_path / "killed", tmp_path / "whole")

@@ -9,12 +9,13 @@ import random
 import re
 
 import pytest
-from conftest import DATA
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
 from dassl.data.datasets.base_dataset import Datum as DatumOfPickles
 from dassl.utils import set_random_seed
+
+from .dassl_toy import DATA
 
 pytestmark = pytest.mark.filterwarnings("ignore:No file found")
 DRAWS = json.loads((DATA / "fewshot_selections.json").read_text())

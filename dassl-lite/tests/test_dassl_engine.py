@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import toy
 from torch import nn
 
 from dassl.engine import TrainerBase, TrainerX, TrainerXU, build_trainer
 from dassl.utils import load_checkpoint
+
+from . import dassl_toy as toy
 
 NUMBER = r"\d+\.\d"
 PROGRESS = (

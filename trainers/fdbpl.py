@@ -12,7 +12,7 @@ import losses
 from models.clip import LoadedClip, weights_digest
 from models.learners import DualContextLearner, initial_context
 from models.templates import template_for
-from regions.dataset import RegionDataset, collate_regions
+from regions.dataset import RegionDataset, RegionSampler, collate_regions
 from regions.spec import relative_path
 from regions.store import RegionStore, RunNeeds
 from trainers.coop import CoOp
@@ -105,7 +105,7 @@ class StoredRegions:
         return DataLoader(
             regions,
             batch_size=batch_size,
-            shuffle=True,
+            sampler=RegionSampler(regions),
             drop_last=True,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=collate_regions,

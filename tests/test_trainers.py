@@ -1,0 +1,365 @@
+"""Each trainer through the command line on a small toy world: what it trains, saves and reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+
+import dump_teacher_logits
+import train
+from configs.cli import setup_cfg
+from configs.defaults import extend_cfg
+from datasets import toy
+from reporting.results import RunResult
+
+REPO = Path(__file__).resolve().parents[1]
+TRAINED = ["CoOp", "CoOp_KDPL", "FDBPL"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A data root where ToyShapes has few test images, so that a run takes a second."""
+    patch = pytest.MonkeyPatch()
+    small = replace(toy.TOY_SETS["ToyShapes"], counts={"train": 4, "val": 2, "test": 4})
+    patch.setitem(toy.TOY_SETS, "ToyShapes", small)
+    patch.chdir(REPO)
+    yield tmp_path_factory.mktemp("world")
+    patch.undo()
+
+
+def flags(world: Path, trainer: str, *, seed: int = 1, scope: str = "base") -> list[str]:
+    recipe = "FDBPL" if trainer == "CoOp_FDBPL" else trainer
+    data = world / "data"
+    data.mkdir(exist_ok=True)
+    return [
+        *("--root", str(data), "--seed", str(seed), "--trainer", trainer),
+        *("--dataset-config-file", "configs/datasets/toy_shapes.yaml"),
+        *("--config-file", f"configs/trainers/{recipe}/toy.yaml"),
+    ]
+
+
+def options(scope: str = "base", epochs: int = 3, **keys) -> list[str]:
+    given = {
+        "DATASET.NUM_SHOTS": 4,
+        "DATASET.SUBSAMPLE_CLASSES": scope,
+        "OPTIM.MAX_EPOCH": epochs,
+        "TRAIN.CHECKPOINT_FREQ": 1,
+        "TRAINER.FDBPL.NUM_REGIONS": 4,
+        **keys,
+    }
+    return [str(item) for pair in given.items() for item in pair]
+
+
+@pytest.fixture(scope="module")
+def store(world) -> Path:
+    path = world / "store"
+    command = flags(world, "FDBPL")
+    assert dump_teacher_logits.run(["--store", str(path), *command, *options()]) == 0
+    return path
+
+
+def run(world, store, trainer, out, *, seed=1, extra=(), **keys):
+    """One in-process call of train.py; returns the trainer."""
+    if trainer.endswith("FDBPL"):
+        keys.setdefault("TRAINER.FDBPL.STORE", store)
+    command = [*flags(world, trainer, seed=seed), "--output-dir", str(world / out), *extra]
+    return train.main([*command, *options(**keys)])
+
+
+def saved_prompts(world: Path, out: str, epoch: int = 3) -> dict[str, torch.Tensor]:
+    path = world / out / "prompt_learner" / f"model.pth.tar-{epoch}"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+# End to end
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "CoOp_FDBPL"])
+def test_trains_saves_and_evaluates_on_new_classes(world, store, name, capsys):
+    trainer = run(world, store, name, f"{name}/base")
+    log = capsys.readouterr().out
+    start = trainer.model.learner
+    expected = {"ctx", "negative_ctx"} if name.endswith("FDBPL") else {"ctx"}
+    assert set(saved_prompts(world, f"{name}/base")) == expected
+    assert all(torch.equal(saved_prompts(world, f"{name}/base")[k], getattr(start, k).detach())
+               for k in expected)  # fmt: skip
+    assert "Finish training" in log and "=> result" in log
+    if name.endswith("FDBPL"):
+        for term in ("distill", "reject", "similarity", "cascade"):
+            assert f" {term} " in log
+
+    base = RunResult.read(world / name / "base")
+    assert (base.trainer, base.dataset, base.scope, base.shots) == (name, "ToyShapes", "base", 4)
+    assert base.num_images == 24 * 4 and base.num_classes == 24 and base.epochs == 3
+    assert base.accuracy > 20 and base.seconds["train"] > 0  # chance is 4.2
+    assert (base.store is not None) == name.endswith("FDBPL")
+    assert (base.seconds["dump"] is not None) == name.endswith("FDBPL")
+
+    evaluate = ["--eval-only", "--model-dir", str(world / name / "base"), "--load-epoch", "3"]
+    run(world, "", name, f"{name}/new", extra=evaluate, scope="new")
+    new = RunResult.read(world / name / "new")
+    assert new.scope == "new" and new.eval_only and new.accuracy > 15
+    again = run(world, "", name, f"{name}/again", extra=evaluate)
+    assert again.scores["accuracy"] == base.accuracy  # the loaded prompts are the trained ones
+
+
+def test_zero_shot_needs_no_training_and_no_checkpoint(world, store, capsys):
+    accuracies = [
+        run(world, store, "ZeroshotCLIP", out, extra=extra, scope="new").scores["accuracy"]
+        for out, extra in (("zs", []), ("zs_eval", ["--eval-only"]))
+    ]
+    assert accuracies[0] == accuracies[1] > 15
+    assert RunResult.read(world / "zs").teacher is None
+
+
+def test_the_command_line_in_a_process_of_its_own(world, store):
+    """The real thing once: `python train.py ...`, on the images that are already there."""
+    # A child process knows the full ToyShapes only, so it gets images of its own size elsewhere:
+    # here it is enough that flags, config and errors work end to end.
+    command = [sys.executable, "train.py", *flags(world, "FDBPL"), "--output-dir"]
+    done = subprocess.run(
+        [*command, str(world / "child"), "TRAINER.FDBPL.NUM_REGIONS", "0"],
+        cwd=REPO, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: TRAINER.FDBPL.REGIONS_PER_STEP")
+
+
+# The same seed gives the same bits; another seed does not
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_seed_decides_every_bit(world, store, name):
+    first, second = (saved_prompts_of(run(world, store, name, f"{name}/{i}")) for i in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    if name != "FDBPL":  # its store belongs to seed 1
+        other = saved_prompts_of(run(world, store, name, f"{name}/c", seed=0))
+        assert not torch.equal(first["ctx"], other["ctx"])
+
+
+def saved_prompts_of(trainer) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in trainer.model.learner.state_dict().items()}
+
+
+def test_workers_do_not_change_a_bit(world, store):
+    alone = saved_prompts_of(run(world, store, "FDBPL", "w0"))
+    helped = saved_prompts_of(run(world, store, "FDBPL", "w2", **{"DATALOADER.NUM_WORKERS": 2}))
+    assert all(torch.equal(alone[key], helped[key]) for key in alone)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_that_stopped_and_went_on_ends_with_the_same_bits(world, store, name, monkeypatch):
+    whole = saved_prompts_of(run(world, store, name, f"{name}/whole", epochs=4))
+    cls = TRAINER_REGISTRY.get(name)
+    steps = []
+
+    def stop_in_epoch_three(self, batch):
+        if self.epoch == 2 and self.batch_idx == 1:
+            raise KeyboardInterrupt
+        steps.append(self.epoch)
+        return original(self, batch)
+
+    original = cls.forward_backward
+    monkeypatch.setattr(cls, "forward_backward", stop_in_epoch_three)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, store, name, f"{name}/cut", epochs=4)
+    assert max(steps) == 2
+    monkeypatch.setattr(cls, "forward_backward", original)
+    continued = run(world, store, name, f"{name}/cut", epochs=4)
+    assert continued.start_epoch == 2
+    found = saved_prompts_of(continued)
+    assert all(torch.equal(whole[key], found[key]) for key in whole)
+    result = RunResult.read(world / name / "cut")
+    assert result.seconds["train"] is None  # a part of the epochs is no training time
+
+
+# The objective does what its keys say
+
+
+def test_terms_switch_off_and_on(world, store, capsys):
+    keys = dict.fromkeys(
+        ("REJECT_WEIGHT", "SIMILARITY_WEIGHT", "CASCADE_WEIGHT"), 0.0
+    ) | {"LABEL_WEIGHT": 0.5, "REGIONS_PER_STEP": 2}  # fmt: skip
+    keys = {f"TRAINER.FDBPL.{key}": value for key, value in keys.items()}
+    run(world, store, "FDBPL", "terms", epochs=1, **keys)
+    line = next(row for row in capsys.readouterr().out.splitlines() if row.startswith("epoch ["))
+    assert " distill " in line and " labels " in line
+    assert " reject " not in line and " similarity " not in line and " cascade " not in line
+
+
+def test_all_terms_off_is_refused(world, store):
+    keys = {f"TRAINER.FDBPL.{k}_WEIGHT": 0.0
+            for k in ("DISTILL", "REJECT", "SIMILARITY", "CASCADE")}  # fmt: skip
+    with pytest.raises(ValueError, match="nothing is left to learn"):
+        run(world, store, "FDBPL", "off", **keys)
+
+
+def test_rejection_alone_leaves_the_positive_prompt_where_it_was(world, store):
+    """Its gradient reaches the negative prompt only (frozen encoders): a structural fact."""
+    keys = {f"TRAINER.FDBPL.{k}_WEIGHT": 0.0 for k in ("DISTILL", "SIMILARITY", "CASCADE")}
+    keys["OPTIM.WEIGHT_DECAY"] = 0.0
+    trainer = run(world, store, "FDBPL", "reject", **keys)
+    from models.learners import initial_context
+
+    start_ND = initial_context(trainer.model.clip, "a photo of a", 4)
+    assert torch.equal(trainer.model.learner.ctx.detach(), start_ND)
+    assert not torch.equal(trainer.model.learner.negative_ctx.detach(), start_ND)
+
+
+def test_entropy_weights_are_what_training_uses(world, store):
+    weighted = saved_prompts_of(run(world, store, "FDBPL", "w_entropy"))
+    uniform = saved_prompts_of(
+        run(world, store, "FDBPL", "w_none", **{"TRAINER.FDBPL.REGION_WEIGHT": "none"})
+    )
+    assert not torch.equal(weighted["ctx"], uniform["ctx"])
+
+
+def test_fdbpl_step_equals_the_losses_written_out(world, store):
+    """One batch: the trainer's terms against the formulas, weight by weight."""
+    import math
+
+    trainer = run(world, store, "FDBPL", "formula", epochs=1)
+    batch = next(iter(trainer.train_loader_x))
+    terms, positive_BC = trainer.losses(batch)
+    with torch.no_grad():
+        f = trainer.model.image_features(batch["img"])
+        t_pos, t_neg = trainer.model.text_features()
+    s = trainer.model.clip.model.logit_scale.exp()
+    p = batch["teacher_logits"].softmax(-1)
+    q, n = (s * f @ t_pos.T).softmax(-1), (s * f @ t_neg.T).softmax(-1)
+    w = 1 + (p * p.log()).sum(-1) / math.log(24)
+    kl = 0.5 * (p * (p / q).log()).sum(-1) + 0.5 * (q * (q / p).log()).sum(-1)
+    reject = (n * (n * 24).log()).sum(-1)
+    torch.testing.assert_close(terms["distill"], (w * kl).mean(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(terms["reject"], ((1 - w) * reject).mean(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(positive_BC.softmax(-1), q, atol=1e-5, rtol=1e-3)
+
+
+def test_fdbpl_never_loads_the_teacher(world, store, monkeypatch):
+    from models import clip, teacher
+    from trainers import base
+
+    loaded = []
+    monkeypatch.setattr(teacher, "load_clip", lambda name, *_: loaded.append(name))
+    real = clip.load_clip
+    monkeypatch.setattr(
+        base, "load_clip", lambda name, *rest: loaded.append(name) or real(name, *rest)
+    )
+    run(world, store, "FDBPL", "no_teacher", epochs=1)
+    assert loaded == ["toy-student"]
+
+
+def test_learning_rate_follows_the_familys_schedule(world, store, capsys):
+    """Epoch 1 at 1e-5, then the cosine from the full rate; the last batch shows the next one."""
+    run(world, store, "CoOp", "schedule", epochs=5)
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("epoch [")]
+    rates = [float(row.split(" lr ")[1].split()[0]) for row in rows if "batch [1/3]" in row]
+    assert rates == [1e-5, 2e-3, 1.8090e-3, 1.3090e-3, 6.9098e-4]
+
+
+# Bad input is answered with the way out
+
+
+def test_nan_stops_with_step_and_term(world, store, monkeypatch):
+    import losses
+
+    monkeypatch.setattr(losses, "rejection", lambda x: x.sum(-1) * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"Loss term reject .* epoch 1, batch 1"):
+        run(world, store, "FDBPL", "nan")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"TRAINER.FDBPL.STORE": ""}, "TRAINER.FDBPL.STORE is empty"),
+        ({"TRAINER.FDBPL.STORE": "/nowhere"}, "/nowhere"),
+        ({"TRAINER.FDBPL.TEACHER": "ViT-L/14"}, "Set TRAINER.FDBPL.TEACHER toy-teacher"),
+        ({"TRAINER.FDBPL.NUM_REGIONS": 5}, "Set TRAINER.FDBPL.NUM_REGIONS 4"),
+        ({"DATASET.TEMPLATE": "a drawing of a {}."}, "DATASET.TEMPLATE"),
+        ({"DATASET.NUM_SHOTS": 3, "DATASET.SUBSAMPLE_CLASSES": "new"}, "DATASET.SUBSAMPLE_CLASSES"),
+        ({"INPUT.SIZE": "(224,224)"}, r"Set INPUT.SIZE \(48,48\)"),
+        ({"INPUT.PIXEL_MEAN": "[0.5,0.5,0.5]"}, "INPUT.PIXEL_MEAN"),
+        ({"TRAINER.COOP.PREC": "fp8"}, "TRAINER.COOP.PREC is 'fp8'"),
+        ({"TRAINER.COOP.CLASS_TOKEN_POSITION": "top"}, "choose one of end, middle, front"),
+        ({"TRAINER.FDBPL.NEGATIVE_INIT": "no"}, "same number of words"),
+        ({"TRAINER.FDBPL.REGION_WEIGHT": "x"}, "TRAINER.FDBPL.REGION_WEIGHT"),
+        ({"MODEL.BACKBONE.NAME": "ViT-B/99"}, "ViT-B/99"),
+    ],
+)
+def test_a_wrong_key_is_named(world, store, keys, message):
+    with pytest.raises(ValueError, match=message):
+        run(world, store, "FDBPL", "wrong", **keys)
+
+
+def test_a_store_of_another_seed_is_refused(world, store):
+    with pytest.raises(ValueError, match="--seed"):
+        run(world, store, "FDBPL", "wrong_seed", seed=2)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(world, store):
+    run(world, store, "CoOp", "fit", epochs=1)
+    evaluate = ["--eval-only", "--model-dir", str(world / "fit")]
+    with pytest.raises(ValueError, match="holds epochs 1. Check --model-dir and --load-epoch"):
+        run(world, store, "CoOp", "x", extra=[*evaluate, "--load-epoch", "9"])
+    with pytest.raises(ValueError, match=r"missing \['negative_ctx'\]"):
+        run(world, "", "FDBPL", "x", extra=evaluate)
+    words = {"TRAINER.COOP.CTX_INIT": "a photo"}
+    with pytest.raises(ValueError, match="Check N_CTX, CTX_INIT"):
+        run(world, store, "CoOp", "x", extra=evaluate, **words)
+    with pytest.raises(ValueError, match="--eval-only needs --model-dir"):
+        run(world, store, "CoOp", "x", extra=["--eval-only"])
+    (world / "fit" / "prompt_learner" / "model.pth.tar-1").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        run(world, store, "CoOp", "x", extra=[*evaluate, "--load-epoch", "1"])
+
+
+def test_config_errors_name_file_key_and_pair(world, tmp_path):
+    for command, message in (
+        (["--config-file", "configs/trainers/CoOp/nope.yaml"], "vit_b16_ctxv1.yaml"),
+        (["TRAINER.COOP.NCTX", "4"], "TRAINER.COOP.NCTX"),
+        (["OPTIM.LR"], "KEY VALUE pairs"),
+        (["OPTIM.MAX_EPOCH", "many"], "OPTIM.MAX_EPOCH"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.main(command)
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("recipe", sorted((REPO / "configs/trainers").rglob("*.yaml")), ids=str)
+def test_every_recipe_merges_with_every_data_set(recipe):
+    for dataset in sorted((REPO / "configs/datasets").glob("*.yaml")):
+        cfg = get_cfg_default()
+        extend_cfg(cfg)
+        cfg.merge_from_file(str(dataset))
+        cfg.merge_from_file(str(recipe))
+        assert cfg.MODEL.BACKBONE.NAME and cfg.DATASET.NAME
+    assert TRAINER_REGISTRY.get(recipe.parent.name)
+    assert recipe.read_text().startswith("#"), "a recipe opens with its purpose and command"
+
+
+def test_merge_order_is_the_familys():
+    """defaults < data set yaml < recipe < named flags < KEY VALUE."""
+    parser = train.argparse.ArgumentParser()
+    from configs.cli import add_family_flags
+
+    add_family_flags(parser)
+    recipe = ["--config-file", str(REPO / "configs/trainers/CoOp/vit_b16_ctxv1.yaml")]
+    assert setup_cfg(parser.parse_args([])).TRAINER.COOP.N_CTX == 16
+    assert setup_cfg(parser.parse_args(recipe)).MODEL.BACKBONE.NAME == "ViT-B/16"
+    named = [*recipe, "--backbone", "RN50", "--seed", "0"]
+    assert setup_cfg(parser.parse_args(named)).MODEL.BACKBONE.NAME == "RN50"
+    assert setup_cfg(parser.parse_args(named)).SEED == 0
+    last = [*named, "MODEL.BACKBONE.NAME", "RN101"]
+    assert setup_cfg(parser.parse_args(last)).MODEL.BACKBONE.NAME == "RN101"

@@ -11,7 +11,6 @@ took goes to <store>.dump.json. Called again, it continues.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shutil
 import sys
@@ -24,7 +23,7 @@ from dassl.data.datasets import build_dataset
 from dassl.utils import set_random_seed
 
 import datasets  # noqa: F401  registers the data sets
-from configs.cli import add_family_flags, setup_cfg
+from configs.cli import UsageError, add_family_flags, run_script, setup_cfg
 from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
@@ -35,6 +34,7 @@ from regions.store import RegionStore, StoreWriter, find_dump, require_same_spec
 
 def main(args: argparse.Namespace) -> None:
     cfg = setup_cfg(args)
+    require_usage(args, cfg)
     store = Path(args.store or cfg.TRAINER.FDBPL.STORE).expanduser()
     seed = region_settings(cfg)["seed"]
     set_random_seed(seed)
@@ -73,6 +73,17 @@ def main(args: argparse.Namespace) -> None:
         started=started,
     )
     print_result(finished)
+
+
+def require_usage(args: argparse.Namespace, cfg) -> None:
+    if not (args.store or cfg.TRAINER.FDBPL.STORE):
+        raise UsageError("where to? Give --store FOLDER, or set TRAINER.FDBPL.STORE.")
+    if not cfg.DATASET.NAME:
+        raise UsageError(
+            "which images? Give --dataset-config-file configs/datasets/<data set>.yaml."
+        )
+    if args.batch_size < 1 or (args.shard_images is not None and args.shard_images < 1):
+        raise UsageError("--batch-size and --shard-images need 1 or more.")
 
 
 def refuse_or_recognise(store: Path, spec: RegionSpec) -> bool:
@@ -139,46 +150,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def usage_problem(args: argparse.Namespace) -> str | None:
-    cfg = setup_cfg(args)
-    if not (args.store or cfg.TRAINER.FDBPL.STORE):
-        return "where to? Give --store FOLDER, or set TRAINER.FDBPL.STORE."
-    if not cfg.DATASET.NAME:
-        return "which images? Give --dataset-config-file configs/datasets/<data set>.yaml."
-    if args.batch_size < 1 or (args.shard_images is not None and args.shard_images < 1):
-        return "--batch-size and --shard-images need 1 or more."
-    return None
-
-
-def explain(error: Exception) -> str:
-    """One line for the user, with what to do."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "the GPU's memory is full. Run again with a smaller --batch-size; it continues."
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        line = f"{error.strerror or error}{where}."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            line += " Finished shards are kept: free some space and run again, it continues."
-        return line
-    return " ".join(str(error).split())
-
-
 def run(argv: list[str] | None = None) -> int:
-    """Exit code: 0 finished, 1 an error told in one line, 2 wrong usage, 130 interrupted."""
+    """The script as a function; see configs.cli.run_script for the exit code."""
     args = parse_args(argv)
-    try:
-        problem = usage_problem(args)
-        if problem:
-            print(f"error: {problem}", file=sys.stderr)
-            return 2
-        main(args)
-    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped. Finished shards are kept: run the same line again.", file=sys.stderr)
-        return 130
-    return 0
+    return run_script(lambda: main(args))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ r"""Train or evaluate one run: flags -> config -> trainer.train() or .test() -> 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from dassl.utils import set_random_seed, setup_logger
 
 import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
-from configs.cli import add_family_flags, setup_cfg
+from configs.cli import add_family_flags, run_script, setup_cfg
 from regions.dump import dump_seconds
 from reporting.results import RunResult, git_commit, library_versions, peak_rss_bytes
 from trainers.base import PromptTrainer
@@ -103,9 +102,4 @@ def result_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> RunResul
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FloatingPointError, OSError) as error:
-        if os.environ.get("FDBPL_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
+    sys.exit(run_script(main))

@@ -1,8 +1,15 @@
-"""The family's command line: 16 flags and KEY VALUE pairs become one frozen config."""
+"""The family's command line: 16 flags and KEY VALUE pairs become one frozen config.
+
+And what every entry script does with an error: one line for the user, and an exit code.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dassl.config import get_cfg_default
@@ -101,3 +108,49 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
 
 def _plain(error: Exception) -> str:
     return str(error.args[0]) if error.args else type(error).__name__
+
+
+class UsageError(ValueError):
+    """The command line lacks something."""
+
+
+def run_script(main: Callable[[], object]) -> int:
+    """Run an entry script's main and tell errors in one line on stderr.
+
+    Set FDBPL_TRACEBACK=1 to see where an error comes from.
+
+    Returns:
+        The exit code: 0 finished, 1 error, 2 wrong usage, 130 interrupted.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped: run the same line again, it continues.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        told = (ValueError, FloatingPointError, OSError)
+        if os.environ.get("FDBPL_TRACEBACK") or not (isinstance(error, told) or _is_full(error)):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def explain(error: Exception) -> str:
+    """One line that says what happened and what to do."""
+    if _is_full(error):
+        return (
+            "the GPU's memory is full. Run again with a smaller batch: "
+            "DATALOADER.TRAIN_X.BATCH_SIZE, or --batch-size of a dump."
+        )
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        line = f"{error.strerror}{where}."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            line += " What is finished is kept: free some space and run again, it continues."
+        return line
+    return " ".join(str(error).split())
+
+
+def _is_full(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch here

@@ -84,9 +84,7 @@ class PromptTrainer(TrainerX):
         """
         cfg = self.cfg
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip = load_clip(
-            cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[self.PROMPT].PREC, self.device
-        )
+        clip = load_clip(cfg.MODEL.BACKBONE.NAME, cfg.TRAINER[self.PROMPT].PREC, self.device)
         if tuple(cfg.INPUT.SIZE) != (clip.image_size, clip.image_size):
             raise ValueError(
                 f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {clip.name} takes {clip.image_size} x "

@@ -11,6 +11,7 @@ from typing import NamedTuple
 # CoOp's engine prints the first, the copies of it that MaPLe and others carry print the second.
 END_OF_TRAINING = ("Finish training", "Finished training")
 TEST_LOG = ("=> result",)
+CONTINUED = "=== log continued on "  # dassl-lite: the same file goes on with a further start
 
 
 class LogResult(NamedTuple):
@@ -41,7 +42,7 @@ def read_log(folder: str | Path, keyword: str = "accuracy", test_log: bool = Fal
     for log in reversed(logs):
         armed, value = False, None
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            armed = armed or line.strip() in signals
+            armed = (armed and not line.startswith(CONTINUED)) or line.strip() in signals
             match = number.search(line) if armed else None
             value = float(match[1]) if match else value
         if value is not None:

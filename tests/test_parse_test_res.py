@@ -99,6 +99,16 @@ def test_number_in_scientific_form(tmp_path):
     assert read_log(tmp_path / "seed1").value == 15.0
 
 
+def test_one_log_that_goes_on_counts_the_last_finished_run(tmp_path):
+    """dassl-lite appends: looks at validation images in a later, killed start do not count."""
+    again = "=== log continued on 2026-11-24 ===\n"
+    killed = again + log(70.0, end=None)
+    finished = again + log(93.0)
+    folder = write_logs(tmp_path, seed1=log(92.0) + killed, seed2=log(92.0) + killed + finished)
+    assert read_log(folder / "seed1").value == 92.0
+    assert read_log(folder / "seed2").value == 93.0
+
+
 def test_second_log_of_a_resumed_run_is_read(tmp_path):
     folder = write_logs(tmp_path, seed1=log(0.0, end=None)) / "seed1"
     (folder / "log.txt-2025-01-02-03-04-05").write_text(log(80.0))

@@ -287,7 +287,7 @@ def _odd(grid: np.ndarray) -> np.ndarray:
 def _expose(picture: Image.Image, rng: np.random.Generator, look: Look) -> Image.Image:
     """Light, colour cast and grain."""
     gain, grain = rng.uniform(0.88, 1.08) + rng.uniform(-0.05, 0.05, size=3), 7
-    warm = np.array([1.04, 0.86, 0.60]) + rng.uniform(-0.06, 0.06, size=3)
+    warm = np.array([1.03, 0.90, 0.72]) + rng.uniform(-0.06, 0.06, size=3)
     if look.domain in ("drawing", "sketch"):
         gain, grain = np.ones(3), 2
     elif look.domain == "dark":

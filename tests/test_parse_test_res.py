@@ -101,7 +101,7 @@ def test_number_in_scientific_form(tmp_path):
 
 def test_one_log_that_goes_on_counts_the_last_finished_run(tmp_path):
     """dassl-lite appends: looks at validation images in a later, killed start do not count."""
-    again = "=== log continued on 2026-11-24 ===\n"
+    again = "\n=== log continued on 2026-11-24 ===\n"
     killed = again + log(70.0, end=None)
     finished = again + log(93.0)
     folder = write_logs(tmp_path, seed1=log(92.0) + killed, seed2=log(92.0) + killed + finished)

@@ -45,8 +45,9 @@ class FrozenCLIP(nn.Module):
         return self.logits(self.image_features(images), self.text_features())
 
     def _dtype(self) -> torch.dtype:
-        """The dtype of the image tower's matrices."""
-        return next(self.clip_model.visual.parameters()).dtype
+        """The dtype of images that the image tower takes: that of its first convolution."""
+        layers = self.clip_model.visual.modules()
+        return next(layer.weight.dtype for layer in layers if isinstance(layer, nn.Conv2d))
 
 
 class HandwrittenCLIP(FrozenCLIP):

@@ -8,6 +8,7 @@ transfer. No class of any of them was ever shown to the toy CLIPs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -134,7 +135,8 @@ def _draw_into(draft: Path, toy_set: ToySet) -> None:
 def _put_in_place(draft: Path, target: Path, toy_set: ToySet) -> None:
     if target.exists() and not _is_drawn(target, toy_set):
         outdated = draft.with_name(draft.name + ".old")
-        os.rename(target, outdated)
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            os.rename(target, outdated)
         shutil.rmtree(outdated, ignore_errors=True)
     try:
         os.rename(draft, target)
@@ -146,8 +148,9 @@ def _put_in_place(draft: Path, target: Path, toy_set: ToySet) -> None:
 def _sweep(root: Path, folder: str) -> None:
     """Remove what killed processes left half drawn."""
     for draft in root.glob(f".{folder}.drawing-*"):
-        if time.time() - draft.stat().st_mtime > ABANDONED:
-            shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process swept it
+            if time.time() - draft.stat().st_mtime > ABANDONED:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 class _ToyDataset(DatasetBase):

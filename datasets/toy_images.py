@@ -293,15 +293,16 @@ def _expose(picture: Image.Image, rng: np.random.Generator, look: Look) -> Image
     elif look.domain == "dark":
         gain = gain * rng.uniform(0.25, 0.5)
     elif look.domain == "old":
-        sepia = Image.merge("RGB", [_scaled(picture.convert("L"), v) for v in (1.08, 0.98, 0.8)])
+        sepia = _scaled(picture.convert("L").convert("RGB"), np.array([1.08, 0.98, 0.8]))
         picture, grain = Image.blend(picture, sepia, rng.uniform(0.3, 0.6)), 15
-    return _grainy(_scaled(picture, *gain * (1 + look.cast * (warm - 1))), rng, grain)
+    return _grainy(_scaled(picture, gain * (1 + look.cast * (warm - 1))), rng, grain)
 
 
-def _scaled(picture: Image.Image, *gains: float) -> Image.Image:
+def _scaled(picture: Image.Image, gains: np.ndarray) -> Image.Image:
     """Multiply each channel by its gain."""
-    levels = np.arange(256)
-    return picture.point([int(v) for gain in gains for v in np.rint(levels * gain).clip(0, 255)])
+    table = np.rint(np.arange(256) * gains[:, None]).clip(0, 255).astype(np.uint8)
+    pixels = np.asarray(picture)
+    return Image.fromarray(np.stack([table[c].take(pixels[..., c]) for c in range(3)], axis=2))
 
 
 def _grainy(picture: Image.Image, rng: np.random.Generator, grain: int) -> Image.Image:
@@ -312,7 +313,7 @@ def _grainy(picture: Image.Image, rng: np.random.Generator, grain: int) -> Image
 
 
 def _rgb(colour: np.ndarray) -> Colour:
-    return tuple(int(v) for v in np.clip(np.rint(colour), 0, 255))
+    return tuple(min(max(round(v), 0), 255) for v in colour.tolist())
 
 
 def _noise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -324,7 +325,7 @@ def _blur(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _dark(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _scaled(picture, *[rng.uniform(0.25, 0.45)] * 3)
+    return _scaled(picture, np.full(3, rng.uniform(0.25, 0.45)))
 
 
 def _pixelate(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -70,7 +70,7 @@ class Recipe:
 
 RECIPES = {
     "student": Recipe(width=64, layers=3, patch=12, steps=2000, light=0.0),
-    "teacher": Recipe(width=128, layers=3, patch=8, steps=3600, light=0.2),
+    "teacher": Recipe(width=128, layers=3, patch=8, steps=3000, light=0.2),
 }
 
 ANY = ("{}", "a {}.", "the {}.", "this is a {}.", "there is a {} here.", "one {}.")

@@ -188,8 +188,10 @@ def _caption(runs: Runs) -> list[str]:
     for (key, _), halves in runs.items():
         results += [run.result for run in halves.values()]
         of_dataset[key.dataset] += [run.result for run in halves.values()]
-    teachers = {}
+    teachers, epochs = {}, defaultdict(set)
     for result in results:
+        if result.scope == "base" and not result.eval_only:
+            epochs[result.trainer].add(result.epochs)
         if result.store:
             regions = result.store.get("num_regions")
             teachers[result.trainer] = f"{result.store.get('teacher')} ({regions} stored regions)"
@@ -203,12 +205,13 @@ def _caption(runs: Runs) -> list[str]:
         f"Backbone {_join(key.backbone for key, _ in runs)}; "
         f"config {_join(key.config for key, _ in runs)}; "
         f"shots {_join(key.shots for key, _ in runs)}; seeds {_join(seed for _, seed in runs)}.",
+        "Epochs: " + "; ".join(f"{name} {_join(epochs[name])}" for name in sorted(epochs)) + ".",
         "Teacher: " + "; ".join(f"{name} {teachers[name]}" for name in sorted(teachers)) + ".",
         f"Times: seconds of training on {_join(result.device for result in results)}, "
         f"{_join(result.precision for result in results)}, without and with the dump.",
         f"Commit {_join(_short(result.commit) for result in results)}.",
     ]
-    return [line for line in lines if line != "Teacher: ."]
+    return [line for line in lines if not line.endswith(": .")]
 
 
 def _data(name: str, results: list[RunResult]) -> str:

@@ -291,7 +291,7 @@ def test_caption_names_what_was_compared(tree):
     for fact in (
         "base classes", "oxford_pets (19 base classes with 1881 test images", "ViT-B/32",
         "vit_b32, vit_b32_ctxv1", "shots 16", "seeds 1, 2", "FDBPL ViT-L/14 (50 stored regions)",
-        "cpu", "c0ffee0000",
+        "Epochs: CoOp 50; FDBPL 50.", "cpu", "c0ffee0000",
     ):  # fmt: skip
         assert fact in caption, fact
 

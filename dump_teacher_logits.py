@@ -28,7 +28,7 @@ from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
 from regions.dump import dump, dump_cost, list_images, stored_teacher_accuracy
-from regions.spec import RegionSpec, region_settings
+from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore, StoreWriter, find_dump, require_same_spec
 
 
@@ -58,12 +58,15 @@ def main(args: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     teacher = Teacher.load(name, spec.classnames, spec.template, spec.teacher_precision, device)
-    spec = replace(spec, teacher_digest=teacher.digest, image_size=teacher.image_size)
+    text_CD = teacher.text_features().float().cpu().numpy()
+    spec = spec.with_teacher(
+        teacher.digest, teacher.image_size, text_CD.shape[1], teacher.logit_scale
+    )
     finished = dump(
         store,
         spec,
         root,
-        teacher,
+        teacher.image_features if spec.kind == "features" else teacher,
         mean=teacher.mean,
         std=teacher.std,
         device=device,
@@ -71,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
         workers=min(cfg.DATALOADER.NUM_WORKERS, max(0, (os.cpu_count() or 1) - 2)),
         shard_images=args.shard_images,
         started=started,
+        text=text_CD,
     )
     print_result(finished)
 
@@ -94,9 +98,9 @@ def refuse_or_recognise(store: Path, spec: RegionSpec) -> bool:
     found = find_dump(store)
     if found is None:
         return False
-    unknown = ["image_size"] if spec.teacher_digest else ["image_size", "teacher_digest"]
+    unknown = [name for name in FROM_TEACHER if not getattr(spec, name)]
     require_same_spec(store, found.spec, spec, ignore=unknown)
-    with StoreWriter(store, found.spec) as writer:
+    with StoreWriter(store, replace(found.spec, images=spec.images)) as writer:
         return writer.is_finished
 
 

@@ -30,6 +30,9 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.FDBPL.REGION_SCALE = (0.08, 0.936)  # region area / image area, low and high
     cfg.TRAINER.FDBPL.REGION_RATIO = (3 / 4, 4 / 3)  # width / height, low and high
     cfg.TRAINER.FDBPL.REGION_FLIP = 0.5  # probability of a horizontal flip
+    cfg.TRAINER.FDBPL.STORE_KIND = "logits"  # logits, topk or features: what a dump keeps
+    cfg.TRAINER.FDBPL.STORE_DTYPE = "float16"  # float16 or float32
+    cfg.TRAINER.FDBPL.TOP_K = 10  # of kind topk: classes kept per region
     # What a training step does with them. A weight of 0 switches its term off.
     cfg.TRAINER.FDBPL.REGIONS_PER_STEP = 1  # of each image in the batch
     cfg.TRAINER.FDBPL.REGION_WEIGHT = "entropy"  # entropy: w = 1 - H(p) / ln C; none: w = 1

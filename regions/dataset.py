@@ -103,11 +103,11 @@ class RegionDataset(Dataset):
         self.regions_per_step = regions_per_step
         self.image_size = image_size
         self.mean, self.std = tuple(mean), tuple(std)
-        self.places = [store.image_index(relative_path(item.impath, root)) for item in self.items]
-        whole = np.array_equal(self.columns, np.arange(len(store.spec.classnames)))
+        self.places = store.image_indices([relative_path(item.impath, root) for item in self.items])
+        whole = np.array_equal(self.columns, np.arange(len(store.classnames)))
         self._some_columns = None if whole else self.columns
         self._cache: dict[int, Image.Image] | None = None
-        pixels = sum(im.height * im.width for im in map(store.spec.images.__getitem__, self.places))
+        pixels = int(store.spec.images.sizes[self.places].astype(np.int64).prod(axis=1).sum())
         if 4 * pixels <= CACHE_BYTES:  # PIL keeps four bytes per RGB pixel
             self._cache = {}
 
@@ -125,12 +125,11 @@ class RegionDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, Tensor]) -> dict[str, Any]:
         index, regions = key if isinstance(key, tuple) else (key, self.draw_regions())
         item = self.items[index]
-        rows = self.store.read(self.places[index], np.asarray(regions))
+        rows = self.store.read(int(self.places[index]), np.asarray(regions), self._some_columns)
         cut = cut_all(self._image(index), rows.boxes, rows.flips, self.image_size)
-        logits = rows.logits if self._some_columns is None else rows.logits[:, self._some_columns]
         return {
             "img": to_input(cut, self.mean, self.std),
-            "teacher_logits": torch.from_numpy(logits.astype(np.float32)),
+            "teacher_logits": torch.from_numpy(rows.logits),
             "label": int(item.label),
             "impath": item.impath,
             "index": index,
@@ -139,7 +138,7 @@ class RegionDataset(Dataset):
     def _image(self, index: int) -> Image.Image:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        stored = self.store.spec.images[self.places[index]]
+        stored = self.store.spec.images[int(self.places[index])]
         image = read_image(self.items[index].impath, stored.height, stored.width)
         if self._cache is not None:
             self._cache[index] = image

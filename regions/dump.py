@@ -22,17 +22,20 @@ from tqdm import tqdm
 
 from regions.boxes import cut_all, sample_boxes
 from regions.dataset import read_image, reading, to_input
+from regions.files import DTYPES, Tensors
+from regions.kinds import encode
 from regions.spec import RegionImage, RegionSpec, relative_path
 from regions.store import (
     RegionStore,
     RegionStoreError,
     StoreWriter,
     data_bytes,
-    to_float16,
+    shard_tensors,
     write_whole,
 )
 
-Teacher = Callable[[Tensor], Tensor]  # images (B, 3, H, W) float32 -> logits (B, C)
+# images (B, 3, H, W) float32 -> logits (B, C), or unit image features (B, D) for kind features
+Teacher = Callable[[Tensor], Tensor]
 
 
 def list_images(items: Iterable[Any], root: str | Path) -> list[RegionImage]:
@@ -63,6 +66,7 @@ def dump(
     workers: int = 0,
     shard_images: int | None = None,
     started: float | None = None,
+    text: np.ndarray | None = None,
 ) -> RegionStore:
     """Write the region store of a spec; called again after a kill, continue where it stopped.
 
@@ -76,6 +80,7 @@ def dump(
         workers: processes that decode and cut; 0 does it here. The bytes do not depend on it.
         shard_images: images per shard of a new dump.
         started: time.perf_counter() at which the work began, when before this call.
+        text: unit text features (C, D) of the spec's classes, for kind features.
     Raises:
         RegionStoreError: the folder holds another dump, an image cannot be read, a logit is not
             finite. Finished shards stay.
@@ -110,29 +115,34 @@ def dump(
 
                 def run(regions_BHW3: np.ndarray) -> np.ndarray:
                     with torch.inference_mode():
-                        logits_BC = teacher(to_input(regions_BHW3, mean, std).to(device))
+                        output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
                     bar.update(len(regions_BHW3))
-                    return logits_BC.float().cpu().numpy()
+                    return output_BX.float().cpu().numpy()
 
-                arrays = _shard_arrays(images_of[shard], spec, cut_images, run, batch_size)
-                writer.write(shard, *arrays)
+                tensors = _shard_tensors(images_of[shard], spec, cut_images, run, batch_size)
+                writer.write(shard, tensors)
                 clock.add(len(images_of[shard]) * spec.num_regions)
+        if writer.needs_text:
+            assert text is not None, "kind features needs the text features of the classes"
+            writer.write_text(text)
         writer.finish()
         return RegionStore.open(writer.path)
 
 
-def _shard_arrays(
+def _shard_tensors(
     images: Sequence[RegionImage],
     spec: RegionSpec,
     cut_images: Iterator[Any],
     run: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """boxes (N, R, 4), flips (N, R) and float16 logits (N, R, C) of one shard's images."""
-    rows = (len(images), spec.num_regions)
-    boxes, flips = np.empty((*rows, 4), np.float32), np.empty(rows, np.uint8)
-    logits = np.empty((*rows, len(spec.classnames)), np.float16)
-    flat_logits = logits.reshape(-1, logits.shape[-1])
+) -> Tensors:
+    """What a shard keeps of its images: see regions.store.shard_tensors."""
+    tensors = {
+        name: np.empty(tensor.shape, DTYPES[tensor.dtype])
+        for name, tensor in shard_tensors(spec, len(images)).items()
+    }
+    boxes, flips = tensors["boxes"], tensors["flips"]
+    flat = {name: tensor.reshape(-1, *tensor.shape[2:]) for name, tensor in tensors.items()}
     waiting = np.empty((0, spec.image_size, spec.image_size, 3), np.uint8)
     done = 0
     for place in range(len(images)):
@@ -147,16 +157,11 @@ def _shard_arrays(
                 images[row // spec.num_regions].path
                 for row in range(done, done + min(batch_size, len(waiting)))
             ]
-            found = to_float16(run(waiting[:batch_size]), names)
-            if found.shape != (len(names), flat_logits.shape[1]):
-                raise RegionStoreError(
-                    f"the teacher gives logits of shape {found.shape} for {len(names)} regions and "
-                    f"{flat_logits.shape[1]} classes. Was it loaded with the data set's classes?"
-                )
-            flat_logits[done : done + len(names)] = found
+            for name, part in encode(spec, run(waiting[:batch_size]), names).items():
+                flat[name][done : done + len(names)] = part
             done += len(names)
             waiting = waiting[batch_size:]
-    return boxes, flips, logits
+    return tensors
 
 
 class _CutImages(Dataset):
@@ -243,9 +248,9 @@ class TeacherAccuracy(NamedTuple):
 def stored_teacher_accuracy(store: RegionStore) -> TeacherAccuracy:
     """How often the teacher names the labelled class."""
     right_regions = right_images = 0
-    labels = np.array([image.label for image in store.spec.images])
+    labels = store.spec.images.labels.astype(np.int64)
     for shard, (_, first, num_images, *_) in enumerate(store.shards):
-        logits = torch.from_numpy(store.arrays(shard)["logits"].astype(np.float32))
+        logits = torch.from_numpy(store.read_shard(shard).logits)
         labels_N = torch.from_numpy(labels[first : first + num_images])
         right_regions += int((logits.argmax(-1) == labels_N[:, None]).sum())
         right_images += int((logits.softmax(-1).mean(1).argmax(-1) == labels_N).sum())

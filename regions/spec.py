@@ -1,4 +1,4 @@
-"""What identifies a dump of teacher logits: RegionSpec, its canonical JSON and its id."""
+"""What identifies a dump: RegionSpec, its canonical JSON and its id."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-KINDS = ("logits",)  # what a region keeps of the teacher
-DTYPES = ("float16",)  # how it is kept
+from regions.files import canonical_json
+from regions.images import MAX_IMAGES, ImageTable, RegionImage
+from regions.kinds import KINDS, VALUES
 
-
-class RegionImage(NamedTuple):
-    """One image of a dump."""
-
-    path: str  # relative to the data root, with forward slashes
-    label: int  # index into the class names of the dump
-    height: int  # pixels
-    width: int
+# Fields that are known once the teacher is loaded: RegionSpec.with_teacher fills them.
+FROM_TEACHER = ("teacher_digest", "image_size", "feature_width", "logit_scale")
 
 
 def relative_path(impath: str | Path, root: str | Path) -> str:
@@ -90,35 +85,31 @@ def check_settings(
 
 @dataclass(frozen=True)
 class RegionSpec:
-    """What a dump contains. Dumps with equal specs are interchangeable.
-
-    The defaults at the end are what is stored of each region; other kinds may follow.
-    """
+    """What a dump contains. Dumps with equal specs are interchangeable."""
 
     teacher: str  # name, as in TRAINER.FDBPL.TEACHER
     teacher_digest: str  # sha256 of its weights
     teacher_precision: str  # fp32, fp16 or bf16: what it computed in
     template: str  # hand-written prompt, e.g. "a photo of a {}."
-    classnames: tuple[str, ...]  # column c of the logits belongs to class c
-    images: tuple[RegionImage, ...]
+    classnames: tuple[str, ...]  # class c of the logits
+    images: Sequence[RegionImage]  # kept as an ImageTable
     image_size: int  # side in pixels of a cut region: the teacher's input
     num_regions: int  # per image
     scale: tuple[float, float]  # region area / image area, low and high
     ratio: tuple[float, float]  # region width / region height, low and high
     flip: float  # probability that a region is mirrored
-    seed: int
-    kind: str = "logits"
-    dtype: str = "float16"
+    seed: int  # of the regions
+    image_seeds: tuple[int, ...] = ()  # whose few-shot images these are; () means (seed,)
+    kind: str = "logits"  # what is kept of a region, see regions.kinds
+    dtype: str = "float16"  # of the kept values
+    top_k: int = 0  # kind topk: classes kept
+    feature_width: int = 0  # kind features: numbers per region, D
+    logit_scale: float = 0.0  # kind features: logits are logit_scale * feature @ text feature
 
     def __post_init__(self) -> None:
         check_settings(self.num_regions, self.scale, self.ratio, self.flip, self.seed)
         if not self.teacher:
             raise ValueError("TRAINER.FDBPL.TEACHER is empty; name the teacher, e.g. ViT-L/14.")
-        if self.kind not in KINDS or self.dtype not in DTYPES:
-            raise ValueError(
-                f"a store keeps {self.kind} as {self.dtype}, but this code knows "
-                f"{', '.join(KINDS)} as {', '.join(DTYPES)}."
-            )
         if len(self.classnames) < 2:
             raise ValueError(
                 f"the data set has {len(self.classnames)} class(es); a teacher needs 2 or more. "
@@ -131,16 +122,42 @@ class RegionSpec:
             )
         if self.image_size < 0:
             raise ValueError(f"image_size is {self.image_size}; it needs the teacher's input size.")
-        for image in self.images:
-            if not 0 <= image.label < len(self.classnames):
-                raise ValueError(
-                    f"{image.path} has label {image.label}, "
-                    f"but there are {len(self.classnames)} class names."
-                )
-            if image.height < 1 or image.width < 1:
-                raise ValueError(f"{image.path} is {image.height} x {image.width} pixels.")
-        if len({image.path for image in self.images}) != len(self.images):
-            raise ValueError("an image is listed twice among the training images.")
+        self._check_kind()
+        set_field = partial(object.__setattr__, self)  # the dataclass is frozen
+        set_field("image_seeds", self.image_seeds or (self.seed,))
+        if not isinstance(self.images, ImageTable):
+            set_field("images", ImageTable.of(self.images))
+        if self.images.is_loaded:  # a table on disk is checked when it is read
+            self._check_labels()
+
+    def _check_kind(self) -> None:
+        if self.kind not in KINDS or self.dtype not in VALUES:
+            raise ValueError(
+                f"TRAINER.FDBPL.STORE_KIND is {self.kind} and STORE_DTYPE {self.dtype}, but a "
+                f"store keeps {', '.join(KINDS)} as {', '.join(VALUES)}."
+            )
+        classes = len(self.classnames)
+        if not (1 <= self.top_k <= classes if self.kind == "topk" else self.top_k == 0):
+            raise ValueError(
+                f"TRAINER.FDBPL.TOP_K is {self.top_k} for a store of {self.kind}; "
+                f"kind topk needs 1 to {classes}, the number of classes, other kinds need 0."
+            )
+        known = self.feature_width >= 0 and 0 <= self.logit_scale < 65504
+        if not known or (self.kind != "features" and (self.feature_width or self.logit_scale)):
+            raise ValueError(
+                f"a store of {self.kind} has feature_width {self.feature_width} and logit_scale "
+                f"{self.logit_scale}; only kind features has them, from the teacher."
+            )
+
+    def _check_labels(self) -> None:
+        labels = self.images.labels
+        wrong = ((labels < 0) | (labels >= len(self.classnames))).nonzero()[0]
+        if len(wrong):
+            image = self.images[int(wrong[0])]
+            raise ValueError(
+                f"{image.path} has label {image.label}, "
+                f"but there are {len(self.classnames)} class names."
+            )
 
     @classmethod
     def from_cfg(
@@ -153,51 +170,60 @@ class RegionSpec:
         teacher_precision: str,
         teacher_digest: str = "",
         image_size: int = 0,
+        image_seeds: Sequence[int] = (),
     ) -> RegionSpec:
         """Join the config's region keys with what the data set and the teacher say.
 
-        The last two may be left out until the teacher is loaded (dataclasses.replace fills them).
+        teacher_digest and image_size may be left out until with_teacher.
         Raises ValueError, naming the key, when a value makes no sense.
         """
+        keys = cfg.TRAINER.FDBPL
         return cls(
-            teacher=cfg.TRAINER.FDBPL.TEACHER,
+            teacher=keys.TEACHER,
             teacher_digest=teacher_digest,
             teacher_precision=teacher_precision,
             template=template,
             classnames=tuple(classnames),
-            images=tuple(images),
+            images=images,
             image_size=image_size,
+            image_seeds=tuple(image_seeds),
+            kind=keys.STORE_KIND,
+            dtype=keys.STORE_DTYPE,
+            top_k=min(keys.TOP_K, len(classnames)) if keys.STORE_KIND == "topk" else 0,
             **region_settings(cfg),
         )
 
+    def with_teacher(
+        self, digest: str, image_size: int, feature_width: int, logit_scale: float
+    ) -> RegionSpec:
+        """The spec with what only the loaded teacher knows; see FROM_TEACHER."""
+        known = {"teacher_digest": digest, "image_size": image_size}
+        if self.kind == "features":
+            known |= {"feature_width": feature_width, "logit_scale": float(logit_scale)}
+        return replace(self, **known)
+
     def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values; an image is a row [path, label, height, width]."""
+        """The spec as plain JSON values; images are named by their number and checksum."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain["images"] = [list(image) for image in self.images]
+        plain["images"] = {"count": len(self.images), "sha256": self.images.digest}
         return json.loads(canonical_json(plain))
 
     @classmethod
-    def from_json(cls, plain: Any) -> RegionSpec:
-        """Read what to_json wrote. Raises ValueError when it is anything else."""
+    def from_json(cls, plain: Any, table: Callable[[int, str, int], ImageTable]) -> RegionSpec:
+        """Read what to_json wrote.
+
+        table: makes the list of images from their number, checksum and the number of classes.
+        Raises ValueError when it is anything else.
+        """
         names = {field.name for field in fields(cls)}
         if not isinstance(plain, dict) or set(plain) != names:
             raise ValueError(f"a spec needs exactly the fields {', '.join(sorted(names))}.")
-        values = dict(plain)
-        for name in ("teacher", "teacher_digest", "teacher_precision", "template", "kind", "dtype"):
-            _require(type(values[name]) is str, name, values[name])
-        for name in ("image_size", "num_regions", "seed"):
-            _require(type(values[name]) is int, name, values[name])
-        for name in ("scale", "ratio"):
-            _require(_is_row(values[name], (float, float)), name, values[name])
-            values[name] = tuple(values[name])
-        _require(type(values["flip"]) is float, "flip", values["flip"])
-        names = values["classnames"]
-        _require(type(names) is list and all(type(n) is str for n in names), "classnames", names)
-        values["classnames"] = tuple(names)
-        _require(type(values["images"]) is list, "images", values["images"])
-        for row in values["images"]:
-            _require(_is_row(row, (str, int, int, int)), "images", row)
-        values["images"] = tuple(RegionImage(*row) for row in values["images"])
+        for name, is_right in _JSON_TYPES.items():
+            if not is_right(plain[name]):
+                raise ValueError(f"{name} of the spec cannot be {str(plain[name])[:80]!r}.")
+        values = {k: tuple(v) if type(v) is list else v for k, v in plain.items()}
+        count, digest = plain["images"]["count"], plain["images"]["sha256"]
+        values["images"] = table(count, digest, len(plain["classnames"]))
         return cls(**values)
 
     @cached_property
@@ -206,15 +232,36 @@ class RegionSpec:
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
 
-def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, ASCII, shortest floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _is(wanted: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) is wanted  # a bool is no int here
 
 
-def _is_row(row: Any, types: tuple[type, ...]) -> bool:
-    return type(row) is list and tuple(type(value) for value in row) == types
+def _list_of(wanted: type, length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        type(value) is list
+        and length in (None, len(value))
+        and all(type(part) is wanted for part in value)
+    )
 
 
-def _require(holds: bool, name: str, value: Any) -> None:
-    if not holds:
-        raise ValueError(f"{name} of the spec cannot be {str(value)[:80]!r}.")
+def _is_image_list(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and value.keys() == {"count", "sha256"}
+        and type(value["count"]) is int
+        and 1 <= value["count"] <= MAX_IMAGES
+        and type(value["sha256"]) is str
+    )
+
+
+_TEXTS = ("teacher", "teacher_digest", "teacher_precision", "template", "kind", "dtype")
+_NUMBERS = ("image_size", "num_regions", "seed", "top_k", "feature_width")
+_JSON_TYPES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(_TEXTS, _is(str)),
+    **dict.fromkeys(_NUMBERS, _is(int)),
+    **dict.fromkeys(("flip", "logit_scale"), _is(float)),
+    **dict.fromkeys(("scale", "ratio"), _list_of(float, 2)),
+    "classnames": _list_of(str),
+    "image_seeds": _list_of(int),
+    "images": _is_image_list,
+}

@@ -1,27 +1,45 @@
-"""The region store on disk: safetensors shards and a JSON manifest (docs/REGION_STORE.md).
+"""The region store on disk: safetensors files and a JSON manifest (docs/REGION_STORE.md).
 
-Letters: R regions of one image, M regions per image, N images of a shard, C classes.
+Letters: R regions of one image, M regions per image, N images of a shard, C classes of the store,
+T classes of a run, D width of a feature.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
-import math
 import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
-from regions.spec import RegionImage, RegionSpec, canonical_json, region_settings
+from regions.files import (
+    DTYPES,
+    REDO,
+    RegionStoreError,
+    Tensors,
+    TensorSpec,
+    canonical_json,
+    check_size,
+    check_values,
+    encode_tensors,
+    file_checksum,
+    map_file,
+    parse_tensors,
+    tensors_checksum,
+    write_whole,
+)
+from regions.images import ImageTable, RegionImage
+from regions.kinds import KINDS, decode
+from regions.spec import RegionSpec, region_settings
 
 try:
     import fcntl
@@ -30,17 +48,14 @@ except ImportError:  # not a Unix: two dumps into one folder are then not notice
 
 FORMAT = 1
 MANIFEST = "manifest.json"  # written last: its presence says that the store is whole
-IN_PROGRESS = "in_progress.json"  # the manifest without shards: fixes the spec of a running dump
-METADATA_KEY = "region_store"  # of a shard's header
-VERIFY_AT_OPEN = 256 * 2**20  # bytes; the shards of a larger store are verified at first touch
-MAX_HEADER = 2**20  # bytes; a shard's own header takes about 500
-DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+IN_PROGRESS = "in_progress.json"  # the manifest without files: fixes the spec of a running dump
+IMAGES = "images.safetensors"
+TEXT = "text.safetensors"  # text features of the store's classes; kind features only
+MAX_MANIFEST = 2**26  # bytes; 1024 shards take 200 kB, 20,000 class names 500 kB
+VERIFY_AT_OPEN = 256 * 2**20  # bytes; the files of a larger store are verified at first touch
+READS_KEPT = 1024  # reads of a larger store after which its pages are let go
 REGIONS_PER_SHARD = 4096  # what a killed dump may lose
 MAX_SHARDS = 1024
-
-
-class RegionStoreError(ValueError):
-    """The store on disk cannot serve this run. The message says what to do."""
 
 
 class RegionRows(NamedTuple):
@@ -48,7 +63,7 @@ class RegionRows(NamedTuple):
 
     boxes: np.ndarray  # (R, 4) float32: top, left, height, width as fractions
     flips: np.ndarray  # (R,) bool
-    logits: np.ndarray  # (R, C) float16, at the teacher's own logit scale
+    logits: np.ndarray  # (R, T) float32, at the teacher's own logit scale
 
 
 class Shard(NamedTuple):
@@ -59,6 +74,22 @@ class Shard(NamedTuple):
     num_images: int
     bytes: int
     sha256: str
+
+
+class StoredFile(NamedTuple):
+    """Size and checksum of a file that is no shard."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(NamedTuple):
+    """What manifest.json says, or in_progress.json, which lists no files (None)."""
+
+    spec: RegionSpec
+    shard_images: int
+    shards: list[Shard] | None
+    files: dict[str, StoredFile] | None
 
 
 # --- layout ---------------------------------------------------------------------------------
@@ -79,127 +110,61 @@ def shard_ranges(spec: RegionSpec, shard_images: int) -> list[tuple[int, int]]:
     return [(i, min(shard_images, total - i)) for i in range(0, total, shard_images)]
 
 
-def shard_tensors(spec: RegionSpec, num_images: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Names of a shard's tensors, each with its safetensors dtype and shape."""
+def shard_tensors(spec: RegionSpec, num_images: int) -> dict[str, TensorSpec]:
+    """The tensors of a shard: where its regions lie, and what the kind keeps of the teacher."""
     rows = (num_images, spec.num_regions)
-    return {
-        "boxes": ("F32", (*rows, 4)),
-        "flips": ("U8", rows),
-        "logits": ("F16", (*rows, len(spec.classnames))),
+    tensors = {
+        "boxes": TensorSpec("F32", (4,), 0, 1),
+        "flips": TensorSpec("U8", (), 0, 1),
+        **KINDS[spec.kind].tensors(spec),
     }
+    return {name: one._replace(shape=(*rows, *one.shape)) for name, one in tensors.items()}
+
+
+def shard_promise(spec: RegionSpec, index: int, first: int, num_images: int) -> dict[str, Any]:
+    """What the metadata of a shard says."""
+    return {"spec": spec.id, "shard": index, "first_image": first, "num_images": num_images}
+
+
+def text_tensors(spec: RegionSpec) -> dict[str, TensorSpec]:
+    """The tensor of text.safetensors: unit text features of the classes."""
+    shape = (len(spec.classnames), spec.feature_width)
+    return {"text": TensorSpec("F32", shape, -1.01, 1.01)}
+
+
+def other_files(spec: RegionSpec) -> list[str]:
+    """Files of a finished store besides the manifest and the shards."""
+    return [IMAGES, TEXT] if spec.kind == "features" else [IMAGES]
 
 
 def data_bytes(spec: RegionSpec, num_images: int) -> int:
     """Bytes of the tensors of num_images images."""
-    tensors = shard_tensors(spec, num_images).values()
-    return sum(DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in tensors)
+    return sum(tensor.nbytes for tensor in shard_tensors(spec, num_images).values())
 
 
-# --- files ----------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a killed dump leaves no file that looks finished."""
-    unfinished = path.with_name(path.name + ".partial")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk says which file it refused
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def map_file(path: Path, expected_bytes: int | None = None) -> mmap.mmap:
-    """Map a file for reading, after its size was found right: no read beyond its end can follow."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if expected_bytes not in (None, found) or found == 0:
-                wanted = "" if expected_bytes is None else f" instead of {expected_bytes}"
-                raise RegionStoreError(f"{path} has {found} bytes{wanted}. {REDO}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        raise RegionStoreError(f"{path} is missing. {REDO}") from error
-    except OSError as error:
-        raise RegionStoreError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-REDO = (
-    "Copy the file again from where the store came from, or run the dump again "
-    "with the flags it was made with: it redoes this shard and keeps the others."
-)
+# --- reading --------------------------------------------------------------------------------
 
 
 def parse_shard(
-    path: Path, content: mmap.mmap, spec: RegionSpec, shard: int, first: int, num_images: int
-) -> tuple[dict[str, np.ndarray], str]:
-    """Lay arrays over the bytes of a shard file, without a copy.
-
-    Returns the arrays by name and the checksum of their bytes that the header promises.
-    Raises RegionStoreError when the header is anything but the one this shard must have.
-    """
+    path: Path, content: mmap.mmap, spec: RegionSpec, index: int, first: int, num_images: int
+) -> tuple[Tensors, str]:
+    """The tensors of a shard and the checksum its header promises; see parse_tensors."""
     expected = shard_tensors(spec, num_images)
-    length = int.from_bytes(content[:8], "little")
-    start = 8 + length
-    if not 2 <= length <= min(MAX_HEADER, len(content) - 8):
-        raise RegionStoreError(f"{path} has a damaged header. {REDO}")
-    try:
-        header = json.loads(content[8:start].decode())
-        promise = json.loads(header["__metadata__"][METADATA_KEY])
-        checksum = promise.pop("sha256")
-        found = {name: header[name] for name in expected}
-        offsets = {name: tensor["data_offsets"] for name, tensor in found.items()}
-        if header.keys() - {"__metadata__"} != expected.keys() or promise != {
-            "spec": spec.id,
-            "shard": shard,
-            "first_image": first,
-            "num_images": num_images,
-        }:
-            raise ValueError
-        end = 0
-        for name in sorted(offsets, key=lambda name: offsets[name]):  # without gap or overlap
-            dtype, shape = expected[name]
-            size = DTYPES[dtype].itemsize * math.prod(shape)
-            fits = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
-            if found[name] != fits:
-                raise ValueError
-            end += size
-        if start + end != len(content) or type(checksum) is not str:
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RegionStoreError(f"{path} is not shard {shard} of this store. {REDO}") from error
-    arrays = {}
-    for name, (dtype, shape) in expected.items():
-        offset = start + offsets[name][0]
-        flat = np.frombuffer(content, DTYPES[dtype], math.prod(shape), offset)
-        arrays[name] = flat.reshape(shape)
-    return arrays, checksum
+    promise = shard_promise(spec, index, first, num_images)
+    return parse_tensors(path, content, expected, promise, f"shard {index} of this store")
 
 
-def tensors_checksum(arrays: dict[str, np.ndarray]) -> str:
-    """sha256 over the bytes of the tensors in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+def check_shard(path: Path, tensors: Tensors, spec: RegionSpec, num_images: int) -> None:
+    """Refuse boxes outside the image, and values that no teacher gives. RegionStoreError."""
+    check_values(path, tensors, shard_tensors(spec, num_images))
+    boxes = tensors["boxes"]
+    if not (boxes[..., :2] + boxes[..., 2:] <= 1 + 1e-6).all():
+        raise RegionStoreError(f"{path} holds a box that leaves its image. {REDO}")
 
 
-def read_manifest(path: Path) -> tuple[RegionSpec, int, list[Shard] | None]:
-    """Read manifest.json, or in_progress.json, which has no shards (None).
+def read_manifest(path: Path) -> Manifest:
+    """Read manifest.json or in_progress.json.
 
-    Returns the spec, the images per shard and the shards.
     Raises RegionStoreError for whatever is not exactly what this module writes.
     """
     damaged = (
@@ -207,6 +172,8 @@ def read_manifest(path: Path) -> tuple[RegionSpec, int, list[Shard] | None]:
         "the dump again with the flags it was made with: whole shards are kept."
     )
     try:
+        if path.stat().st_size > MAX_MANIFEST:
+            raise RegionStoreError(damaged)
         manifest = json.loads(path.read_bytes().decode(), parse_constant=_no_constant)
     except FileNotFoundError as error:
         raise RegionStoreError(f"{path} is missing.") from error
@@ -222,57 +189,68 @@ def read_manifest(path: Path) -> tuple[RegionSpec, int, list[Shard] | None]:
             f"{path} has format {version}, but this code reads up to format {FORMAT}. "
             "Update the code, or dump again into another --store."
         )
-    keys = {"format", "spec", "spec_id", "shard_images"}
-    finished = path.name == MANIFEST
     try:
         checksum = manifest.pop("sha256")
         if checksum != hashlib.sha256(canonical_json(manifest).encode()).hexdigest():
             raise ValueError("its checksum is not its own")
-        spec = RegionSpec.from_json(manifest["spec"])
-        shard_images = manifest["shard_images"]
-        ok = manifest.keys() == keys | ({"shards"} if finished else set())
-        ok = ok and manifest["spec_id"] == spec.id
-        ok = ok and type(shard_images) is int and shard_images >= 1
-        if not ok:
-            raise ValueError("fields do not fit each other")
-        shards = None
-        if finished:
-            shards = [Shard(**row) for row in manifest["shards"]]
-            ranges = [(shard.file, shard.first_image, shard.num_images) for shard in shards]
-            wanted = [(shard_name(i), *r) for i, r in enumerate(shard_ranges(spec, shard_images))]
-            whole = all(type(s.bytes) is int and type(s.sha256) is str for s in shards)
-            if ranges != wanted or not whole:
-                raise ValueError("the shards do not cover the images")
+        return _parse_manifest(path, manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RegionStoreError(f"{damaged} ({error})") from error
-    return spec, shard_images, shards
+
+
+def _parse_manifest(path: Path, manifest: dict[str, Any]) -> Manifest:
+    """Raises ValueError, KeyError, TypeError or AttributeError unless every field is right."""
+    finished = path.name == MANIFEST
+    keys = {"format", "spec", "spec_id", "shard_images"} | (
+        {"shards", "files"} if finished else set()
+    )
+    if manifest.keys() != keys:
+        raise ValueError(f"it needs exactly {', '.join(sorted(keys))}")
+    files = {name: StoredFile(**row) for name, row in manifest["files"].items()} if finished else {}
+    size = files[IMAGES].bytes if finished else None
+    spec = RegionSpec.from_json(
+        manifest["spec"], lambda *about: ImageTable.at(path.parent / IMAGES, size, *about)
+    )
+    shard_images = manifest["shard_images"]
+    if manifest["spec_id"] != spec.id or type(shard_images) is not int or shard_images < 1:
+        raise ValueError("fields do not fit each other")
+    if not finished:
+        return Manifest(spec, shard_images, None, None)
+    shards = [Shard(**row) for row in manifest["shards"]]
+    if len(shards) != -(-len(spec.images) // shard_images):  # before a list of them is made
+        raise ValueError("the shards do not cover the images")
+    ranges = [(shard.file, shard.first_image, shard.num_images) for shard in shards]
+    if ranges != [(shard_name(i), *r) for i, r in enumerate(shard_ranges(spec, shard_images))]:
+        raise ValueError("the shards do not cover the images")
+    if sorted(files) != sorted(other_files(spec)):
+        raise ValueError(f"its files are not {', '.join(other_files(spec))}")
+    if not all(type(f.bytes) is int and type(f.sha256) is str for f in (*shards, *files.values())):
+        raise ValueError("a size or checksum is missing")
+    return Manifest(spec, shard_images, shards, files)
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-# --- reading --------------------------------------------------------------------------------
-
-
 class RegionStore:
     """A finished store, opened for reading. Arrays are mapped, never loaded whole.
 
-    Sizes of all shards are checked at open. Checksums are verified at open when the shards take
-    less than 256 MB together, and otherwise when a process first touches a shard. A store can be
-    sent to forked and spawned workers: each maps the files itself.
+    Sizes of all files are checked at open. Checksums and values are verified at open when the
+    files take less than 256 MB together, and otherwise when a process first touches one. A store
+    can be sent to forked and spawned workers: each maps the files itself, and they share the pages.
     """
 
-    def __init__(
-        self, path: Path, spec: RegionSpec, shard_images: int, shards: list[Shard]
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self.spec = spec
-        self.shards = shards
-        self.shard_images = shard_images
-        self._index = {image.path: index for index, image in enumerate(spec.images)}
-        self._verified: set[int] = set()
-        self._arrays: dict[int, dict[str, np.ndarray]] = {}
+        self.spec, self.shard_images, self.shards, self.files = manifest
+        self.classnames = self.spec.classnames  # that logits are for; see with_text
+        self.template = self.spec.template
+        self.is_small = sum(f.bytes for f in (*self.shards, *self.files.values())) < VERIFY_AT_OPEN
+        self._verified: set[str] = set()
+        self._maps: list[mmap.mmap] = []
+        self._arrays: dict[int, Tensors] = {}
+        self._reads = 0
 
     @classmethod
     def open(cls, path: str | Path) -> RegionStore:
@@ -288,12 +266,12 @@ class RegionStore:
                 f"{path} holds no region store. Check TRAINER.FDBPL.STORE, or make one: "
                 f"python dump_teacher_logits.py --store {path} ..."
             )
-        spec, shard_images, shards = read_manifest(path / MANIFEST)
-        assert shards is not None
-        for shard in shards:
-            map_file(path / shard.file, shard.bytes).close()
-        store = cls(path, spec, shard_images, shards)
-        if sum(shard.bytes for shard in shards) < VERIFY_AT_OPEN:
+        store = cls(path, read_manifest(path / MANIFEST))
+        for shard in store.shards:
+            check_size(path / shard.file, shard.bytes)
+        for name, file in store.files.items():
+            check_size(path / name, file.bytes)
+        if store.is_small:
             store.verify()
         return store
 
@@ -301,67 +279,141 @@ class RegionStore:
         return len(self.spec.images)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": {}}  # maps stay with their process
+        return {**self.__dict__, "_arrays": {}, "_maps": []}  # maps stay with their process
 
     def verify(self) -> None:
-        """Compare every shard with its checksum. Raises RegionStoreError at the first damage."""
+        """Compare every file with its checksum. Raises RegionStoreError at the first damage."""
+        for name, file in self.files.items():
+            self._verify(name, file.sha256)
+        self.spec.images.tensors  # noqa: B018  reads the table, and thereby checks it
+        if self.spec.kind == "features":
+            self.stored_text  # noqa: B018
         for shard in range(len(self.shards)):
             self.arrays(shard)
 
-    def arrays(self, shard: int) -> dict[str, np.ndarray]:
-        """The mapped tensors of one shard: boxes (N, M, 4), flips (N, M), logits (N, M, C)."""
+    def _verify(self, name: str, sha256: str) -> bool:
+        """Whether this is the first time; raises RegionStoreError when the checksum is another."""
+        if name in self._verified:
+            return False
+        if file_checksum(self.path / name) != sha256:
+            raise RegionStoreError(
+                f"{self.path / name} is damaged: its checksum is not the manifest's. {REDO}"
+            )
+        self._verified.add(name)
+        return True
+
+    def arrays(self, shard: int) -> Tensors:
+        """The mapped tensors of one shard, (N, M, ...) each; see shard_tensors."""
         arrays = self._arrays.get(shard)
         if arrays is None:
             file, first, num_images, size, sha256 = self.shards[shard]
-            content = map_file(self.path / file, size)
-            if shard not in self._verified and hashlib.sha256(content).hexdigest() != sha256:
-                raise RegionStoreError(
-                    f"{self.path / file} is damaged: its checksum is not the manifest's. {REDO}"
-                )
-            arrays, _ = parse_shard(self.path / file, content, self.spec, shard, first, num_images)
-            self._verified.add(shard)
+            path = self.path / file
+            content = map_file(path, size)
+            is_new = self._verify(file, sha256)
+            arrays, _ = parse_shard(path, content, self.spec, shard, first, num_images)
+            if is_new:
+                check_shard(path, arrays, self.spec, num_images)
             self._arrays[shard] = arrays
+            self._maps.append(content)
         return arrays
+
+    @cached_property
+    def stored_text(self) -> np.ndarray:
+        """(C, D) float32: unit text features of the store's own classes; kind features only."""
+        path, (size, sha256) = self.path / TEXT, self.files[TEXT]
+        content = map_file(path, size)
+        self._verify(TEXT, sha256)
+        expected = text_tensors(self.spec)
+        tensors, _ = parse_tensors(path, content, expected, {"spec": self.spec.id}, "text features")
+        check_values(path, tensors, expected)
+        return tensors["text"].copy()
+
+    @cached_property
+    def text(self) -> np.ndarray | None:
+        """(C, D) text features of self.classnames; None when the kind needs none."""
+        return self.stored_text if self.spec.kind == "features" else None
+
+    def with_text(self, classnames: Sequence[str], template: str, text: np.ndarray) -> RegionStore:
+        """The same regions, with logits for other classes or another prompt; kind features only.
+
+        text: (C, D) float32, unit text features of the teacher.
+        """
+        assert self.spec.kind == "features" and text.shape == (
+            len(classnames),
+            self.spec.feature_width,
+        )
+        other = copy.copy(self)
+        other.classnames, other.template = tuple(classnames), template
+        other.text = np.ascontiguousarray(text, np.float32)
+        return other
 
     def image_index(self, relative_path: str) -> int:
         """Where an image stands in the store, by its path under the data root."""
-        try:
-            return self._index[relative_path]
-        except KeyError:
-            raise RegionStoreError(
-                f"{self.path} has no regions of {relative_path}. {_OTHER_IMAGES}"
-            ) from None
+        return int(self.image_indices([relative_path])[0])
 
-    def read(self, image_index: int, region_indices: Sequence[int] | np.ndarray) -> RegionRows:
-        """Copy some regions of one image out of the store."""
+    def image_indices(self, relative_paths: Sequence[str]) -> np.ndarray:
+        """Where images stand in the store, int64. Raises RegionStoreError when one is missing."""
+        indices = self.spec.images.find(relative_paths)
+        if (indices < 0).any():
+            missing = relative_paths[int((indices < 0).argmax())]
+            raise RegionStoreError(f"{self.path} has no regions of {missing}. {_OTHER_IMAGES}")
+        return indices
+
+    def read(
+        self,
+        image_index: int,
+        region_indices: Sequence[int] | np.ndarray,
+        columns: np.ndarray | None = None,
+    ) -> RegionRows:
+        """Copy some regions of one image out of the store.
+
+        columns: those of the classes wanted, from self.columns; None for all of self.classnames.
+        """
         if not 0 <= image_index < len(self):
             raise IndexError(f"image {image_index} of {len(self)}")
         shard, row = divmod(image_index, self.shard_images)
-        arrays = self.arrays(shard)
-        return RegionRows(
-            arrays["boxes"][row, region_indices],
-            arrays["flips"][row, region_indices].astype(bool),
-            arrays["logits"][row, region_indices],
-        )
+        rows = {name: array[row, region_indices] for name, array in self.arrays(shard).items()}
+        if not self.is_small:
+            self._let_go()
+        return self._rows(rows, columns)
+
+    def read_shard(self, shard: int, columns: np.ndarray | None = None) -> RegionRows:
+        """All regions of a shard: boxes (N, M, 4), flips (N, M), logits (N, M, T)."""
+        return self._rows(self.arrays(shard), columns)
+
+    def _rows(self, tensors: Tensors, columns: np.ndarray | None) -> RegionRows:
+        logits = decode(self.spec, tensors, columns, self.text)
+        return RegionRows(tensors["boxes"], tensors["flips"].astype(bool), logits)
+
+    def _let_go(self) -> None:
+        """Now and then drop the pages of a large store, which would count as our memory.
+
+        They stay in the system's cache, so that the next read finds them there.
+        """
+        self._reads += 1
+        if self._reads % READS_KEPT == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            for content in self._maps:
+                content.madvise(mmap.MADV_DONTNEED)
 
     def columns(self, classnames: Sequence[str]) -> np.ndarray:
-        """Columns of the logits for the classes of a run, (C of the run,) int64.
+        """Columns of the logits for the classes of a run, (T,) int64.
 
         Classes are found by name. Where a name occurs several times, occurrences match in order.
         Raises RegionStoreError when the store lacks a class.
         """
         places: dict[str, list[int]] = {}
-        for column, name in enumerate(self.spec.classnames):
+        for column, name in enumerate(self.classnames):
             places.setdefault(name, []).append(column)
         seen: Counter[str] = Counter()
         columns = []
         for name in classnames:
             if seen[name] == len(places.get(name, ())):
                 raise RegionStoreError(
-                    f"{self.path} holds logits of {len(self.spec.classnames)} classes, but not of "
+                    f"{self.path} holds logits of {len(self.classnames)} classes, but not of "
                     f"{name!r}, one of the run's {len(classnames)} classes. Set "
                     "DATASET.SUBSAMPLE_CLASSES and the data set as in the dump, or dump again "
-                    "into another --store; one with DATASET.SUBSAMPLE_CLASSES all serves every run."
+                    "into another --store; one with DATASET.SUBSAMPLE_CLASSES all serves every "
+                    "run, and one of kind features any classes."
                 )
             columns.append(places[name][seen[name]])
             seen[name] += 1
@@ -372,14 +424,22 @@ class RegionStore:
 
         Raises RegionStoreError.
         """
+        found = {**vars(self.spec), "template": self.template}
         for field in _SETTINGS:
             if field == "teacher_digest" and needs.teacher_digest is None:
                 continue
-            found, wanted = getattr(self.spec, field), getattr(needs, field)
-            if found != wanted:
-                _refuse(self.path, field, found, wanted)
+            if found[field] != getattr(needs, field):
+                _refuse(self.path, field, found[field], getattr(needs, field))
+        if needs.seed not in self.spec.image_seeds:
+            seeds = self.spec.image_seeds
+            raise RegionStoreError(
+                f"{self.path} holds regions of the images of seed {', '.join(map(str, seeds))}, "
+                f"but --seed is {needs.seed}. Set --seed {seeds[0]}, or dump again into another "
+                "--store; --union-of-seeds dumps the images of several seeds into one."
+            )
         self.columns(needs.classnames)
-        missing = [path for path in needs.images if path not in self._index]
+        indices = self.spec.images.find(needs.images)
+        missing = [path for path, index in zip(needs.images, indices, strict=True) if index < 0]
         if missing:
             raise RegionStoreError(
                 f"{self.path} holds regions of {len(self)} images, but not of {len(missing)} of "
@@ -437,7 +497,6 @@ _SETTINGS = {
     "teacher": ("logits of {}", "TRAINER.FDBPL.TEACHER"),
     "teacher_digest": ("logits of a teacher with weights {}", ""),
     "template": ("logits for the prompt {!r}", "DATASET.TEMPLATE"),
-    "seed": ("regions drawn with seed {}", "--seed"),
     "num_regions": ("{} regions per image", "TRAINER.FDBPL.NUM_REGIONS"),
     "scale": ("regions with an area of {} of the image", "TRAINER.FDBPL.REGION_SCALE"),
     "ratio": ("regions with width / height in {}", "TRAINER.FDBPL.REGION_RATIO"),
@@ -445,10 +504,15 @@ _SETTINGS = {
 }
 _DUMP_SETTINGS = {
     **_SETTINGS,
+    "seed": ("regions drawn with seed {}", "--seed"),
+    "image_seeds": ("images of the seeds {}", "--union-of-seeds"),
     "teacher_precision": ("logits computed in {}", "TRAINER.FDBPL.TEACHER_PREC"),
     "image_size": ("regions of {} pixels a side", ""),
-    "kind": ("{}", ""),
-    "dtype": ("values in {}", ""),
+    "kind": ("{} of each region", "TRAINER.FDBPL.STORE_KIND"),
+    "dtype": ("values in {}", "TRAINER.FDBPL.STORE_DTYPE"),
+    "top_k": ("the {} likeliest classes", "TRAINER.FDBPL.TOP_K"),
+    "feature_width": ("features of width {}", ""),
+    "logit_scale": ("features for a logit scale of {}", ""),
 }
 
 
@@ -494,7 +558,8 @@ def _first_difference(
 ) -> tuple[str, str]:
     if num_old != num_new:
         return f"{num_old} {noun}", f"{num_new}"
-    place = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+    pairs = enumerate(zip(old, new, strict=True))
+    place = next((i for i, (a, b) in pairs if a != b), 0)
     values = [_describe(value) for value in (old[place], new[place])]
     return tuple(f"{num_old} {noun}, number {place + 1} being {value}" for value in values)
 
@@ -506,29 +571,6 @@ def _describe(value: RegionImage | str) -> str:
 
 
 # --- writing --------------------------------------------------------------------------------
-
-
-def to_float16(logits_BC: np.ndarray, images_B: Sequence[str]) -> np.ndarray:
-    """Round float32 logits to float16.
-
-    Raises:
-        RegionStoreError: a logit is not finite, or too large for float16; names the image.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded_BC = np.asarray(logits_BC, np.float32).astype(np.float16)
-    bad = np.argwhere(~np.isfinite(rounded_BC))
-    if len(bad):
-        row, column = bad[0]
-        value = logits_BC[row, column]
-        why = (
-            "float16 ends at 65504: is the teacher's logit scale right?"
-            if np.isfinite(value)
-            else "Set TRAINER.FDBPL.TEACHER_PREC fp32, and look at the image and the weights."
-        )
-        raise RegionStoreError(
-            f"the teacher's logit {column} of a region of {images_B[row]} is {value}. {why}"
-        )
-    return rounded_BC
 
 
 def encode_manifest(fields: dict[str, Any]) -> bytes:
@@ -576,13 +618,19 @@ class StoreWriter:
             shard = self._whole_shard(index)
             if shard and (listed is None or listed[index] == shard):
                 self._shards[index] = shard
-        if not found and not self._shards and any(self.path.glob("*.safetensors")):
+        if not found and not self._shards and any(self.path.glob("shard_*.safetensors")):
             raise RegionStoreError(
                 f"{self.path} has no {MANIFEST}, and its shards are not of this dump. Run the dump "
                 "with the flags they were made with, or give another --store."
             )
-        self.is_finished = listed is not None and not self.missing
+        self.is_finished = (
+            listed is not None
+            and not self.missing
+            and all(self._whole_file(name) == found.files[name] for name in other_files(self.spec))
+        )
         if not self.is_finished:
+            if not self._whole_file(IMAGES):
+                write_whole(self.path / IMAGES, self.spec.images.encode())
             write_whole(self.path / IN_PROGRESS, encode_manifest(self._head()))
             (self.path / MANIFEST).unlink(missing_ok=True)
         self._clean()
@@ -608,6 +656,28 @@ class StoreWriter:
         sha256 = hashlib.sha256(content).hexdigest()
         return Shard(path.name, first, num_images, len(content), sha256)
 
+    def _whole_file(self, name: str) -> StoredFile | None:
+        """Size and checksum of images or text features when they are whole and of this dump."""
+        path = self.path / name
+        try:
+            content = map_file(path)
+            if name == IMAGES:
+                ImageTable.at(path, None, *self._images_promise()).tensors  # noqa: B018
+            else:
+                promise = {"spec": self.spec.id}
+                expected = text_tensors(self.spec)
+                tensors, checksum = parse_tensors(path, content, expected, promise, "text features")
+                check_values(path, tensors, expected)
+                if tensors_checksum(tensors) != checksum:
+                    return None
+        except RegionStoreError:
+            return None
+        return StoredFile(len(content), hashlib.sha256(content).hexdigest())
+
+    def _images_promise(self) -> tuple[int, str, int]:
+        images = self.spec.images
+        return len(images), images.digest, len(self.spec.classnames)
+
     def _clean(self) -> None:
         """Remove what a killed dump may have left half-written."""
         for unfinished in self.path.glob("*.partial"):
@@ -620,41 +690,46 @@ class StoreWriter:
         """Shards still to be written, in order."""
         return [index for index in range(len(self.ranges)) if index not in self._shards]
 
-    def write(self, index: int, boxes: np.ndarray, flips: np.ndarray, logits: np.ndarray) -> None:
-        """Write one shard: boxes (N, M, 4), flips (N, M) and logits (N, M, C) of its images.
+    @property
+    def needs_text(self) -> bool:
+        """Whether write_text is still to be called."""
+        return TEXT in other_files(self.spec) and not self._whole_file(TEXT)
+
+    def write(self, index: int, tensors: Tensors) -> None:
+        """Write one shard: boxes (N, M, 4), flips (N, M), and of its regions what encode() gives.
 
         Raises:
-            RegionStoreError: a logit is NaN, infinite or too large for float16.
+            RegionStoreError: a value is not finite or out of its range.
             OSError: the disk is full or not writable; whole shards stay.
         """
         first, num_images = self.ranges[index]
-        names = [image.path for image in self.spec.images[first : first + num_images]]
-        if logits.dtype != np.float16 or not np.isfinite(logits).all():
-            rows = np.repeat(names, self.spec.num_regions)
-            logits = to_float16(logits.reshape(len(rows), -1), rows).reshape(logits.shape)
-        given = {"boxes": boxes, "flips": flips, "logits": logits}
-        arrays = {}
-        for name, (dtype, shape) in shard_tensors(self.spec, num_images).items():
-            arrays[name] = np.ascontiguousarray(given[name], DTYPES[dtype])
-            assert arrays[name].shape == shape, f"{name}: {arrays[name].shape} is not {shape}"
-        promise = {
-            "spec": self.spec.id,
-            "shard": index,
-            "first_image": first,
-            "num_images": num_images,
-            "sha256": tensors_checksum(arrays),
-        }
-        # One metadata key: safetensors does not promise an order for several.
-        content = safetensors.numpy.save(arrays, {METADATA_KEY: canonical_json(promise)})
-        write_whole(self.path / shard_name(index), content)
+        path, expected = self.path / shard_name(index), shard_tensors(self.spec, num_images)
+        tensors = _as_on_disk(tensors, expected)
+        check_shard(path, tensors, self.spec, num_images)
+        promise = shard_promise(self.spec, index, first, num_images)
+        content = encode_tensors(tensors, promise)
+        write_whole(path, content)
         sha256 = hashlib.sha256(content).hexdigest()
-        self._shards[index] = Shard(shard_name(index), first, num_images, len(content), sha256)
+        self._shards[index] = Shard(path.name, first, num_images, len(content), sha256)
+
+    def write_text(self, text: np.ndarray) -> None:
+        """Write the teacher's unit text features (C, D) of the spec's classes; kind features."""
+        path, expected = self.path / TEXT, text_tensors(self.spec)
+        tensors = _as_on_disk({"text": text}, expected)
+        check_values(path, tensors, expected)
+        write_whole(path, encode_tensors(tensors, {"spec": self.spec.id}))
 
     def finish(self) -> None:
         """Write the manifest, last of all: from now on the store is whole."""
         assert not self.missing, f"shards {self.missing} are missing"
         shards = [self._shards[index]._asdict() for index in range(len(self.ranges))]
-        write_whole(self.path / MANIFEST, encode_manifest({**self._head(), "shards": shards}))
+        files = {name: self._whole_file(name) for name in other_files(self.spec)}
+        for name, file in files.items():
+            if file is None:
+                raise RegionStoreError(f"{self.path / name} is missing or damaged. {REDO}")
+        rows = {name: file._asdict() for name, file in files.items()}
+        manifest = {**self._head(), "shards": shards, "files": rows}
+        write_whole(self.path / MANIFEST, encode_manifest(manifest))
         self.is_finished = True
         self._clean()
 
@@ -675,16 +750,18 @@ class StoreWriter:
         self.close()
 
 
-class FoundDump(NamedTuple):
-    """A dump on disk, finished (shards listed) or not (None)."""
+def _as_on_disk(tensors: Tensors, expected: dict[str, TensorSpec]) -> Tensors:
+    """The tensors in the order, dtype and byte order of a file."""
+    assert tensors.keys() == expected.keys(), f"{sorted(tensors)} are not {sorted(expected)}"
+    for name, (_, shape, *_) in expected.items():
+        assert tensors[name].shape == shape, f"{name}: {tensors[name].shape} is not {shape}"
+    return {
+        name: np.ascontiguousarray(tensors[name], DTYPES[expected[name].dtype]) for name in expected
+    }
 
-    spec: RegionSpec
-    shard_images: int
-    shards: list[Shard] | None
 
-
-def find_dump(path: str | Path) -> FoundDump | None:
-    """Read what dump a folder holds; None for an absent or empty folder.
+def find_dump(path: str | Path) -> Manifest | None:
+    """Read what dump a folder holds, finished or not; None for an absent or empty folder.
 
     Raises:
         RegionStoreError: the folder holds something else, or a damaged manifest.
@@ -692,7 +769,7 @@ def find_dump(path: str | Path) -> FoundDump | None:
     path = Path(path).expanduser()
     for name in (MANIFEST, IN_PROGRESS):
         if (path / name).exists():
-            return FoundDump(*read_manifest(path / name))
+            return read_manifest(path / name)
     try:
         names = [entry for entry in os.listdir(path) if not entry.startswith(".")]
     except FileNotFoundError:

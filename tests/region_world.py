@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from regions.dump import dump, list_images
+from regions.kinds import encode
 from regions.spec import RegionImage, RegionSpec
 from regions.store import RegionStore, StoreWriter
 
@@ -81,41 +82,71 @@ def folder_bytes(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
-def golden_spec() -> RegionSpec:
+GOLDEN_KINDS = {  # folder in tests/golden -> what its spec says of the kind
+    "region_store_v1": {},
+    "region_store_v1_float32": {"dtype": "float32"},
+    "region_store_v1_topk": {"kind": "topk", "top_k": 2},
+    "region_store_v1_features": {"kind": "features", "feature_width": 4, "logit_scale": 50.0},
+}
+
+
+def golden_spec(**changes) -> RegionSpec:
     """The spec of tests/golden/region_store_v1: three images, two regions each, three classes."""
-    return RegionSpec(
-        teacher="ViT-H-14-quickgelu",
-        teacher_digest="ab" * 32,
-        teacher_precision="fp32",
-        template="a photo of a {}, a type of pet.",
-        classnames=("Abyssinian", "café cat", "pug"),
-        images=(
+    values = {
+        "teacher": "ViT-H-14-quickgelu",
+        "teacher_digest": "ab" * 32,
+        "teacher_precision": "fp32",
+        "template": "a photo of a {}, a type of pet.",
+        "classnames": ("Abyssinian", "café cat", "pug"),
+        "images": (
             RegionImage("oxford_pets/images/Abyssinian_1.jpg", 0, 400, 600),
             RegionImage("oxford_pets/images/pug_7.jpg", 2, 333, 500),
             RegionImage("oxford_pets/images/ünïcode 3.jpg", 1, 7, 7001),
         ),
-        image_size=224,
-        num_regions=2,
-        scale=(0.08, 0.936),
-        ratio=(0.75, 4 / 3),
-        flip=0.5,
-        seed=3,
-    )
+        "image_size": 224,
+        "num_regions": 2,
+        "scale": (0.08, 0.936),
+        "ratio": (0.75, 4 / 3),
+        "flip": 0.5,
+        "seed": 3,
+    }
+    return RegionSpec(**{**values, **changes})
 
 
 def golden_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """boxes, flips and logits of all three images in plain numbers, none of them drawn."""
     boxes = np.arange(24, dtype=np.float32).reshape(3, 2, 4) / np.float32(47)
     flips = np.array([[0, 1], [1, 1], [0, 0]], np.uint8)
-    logits = np.arange(18, dtype=np.float16).reshape(3, 2, 3) * np.float16(1.5) - np.float16(7)
+    logits = np.arange(18, dtype=np.float32).reshape(3, 2, 3) % 7 * np.float32(1.5) + 11
     return boxes, flips, logits
 
 
-def write_golden(path: Path) -> None:
-    """How the golden store was made: two shards, of two images and of one."""
+def golden_features() -> tuple[np.ndarray, np.ndarray]:
+    """Unit image features (3, 2, 4) and text features (3, 4) in plain numbers."""
+    features = np.array([[3, 4, 0, 0], [0, 0, 0, 5], [1, 2, 2, 4]], np.float32) / 5
+    image_features = np.stack([features, -features[:, ::-1]], axis=1)
+    return image_features, np.array([[0, 1, 0, 0], [0, 0, -1, 0], [0.6, 0, 0, 0.8]], np.float32)
+
+
+def golden_shard(spec: RegionSpec, images: slice = slice(None)) -> dict[str, np.ndarray]:
+    """The tensors of a shard that holds these images."""
     boxes, flips, logits = golden_arrays()
-    with StoreWriter(path, golden_spec(), shard_images=2) as writer:
+    output = golden_features()[0] if spec.kind == "features" else logits
+    rows = output[images].reshape(-1, output.shape[-1])
+    names = np.repeat([image.path for image in spec.images[images]], spec.num_regions)
+    kept = {
+        name: tensor.reshape(-1, spec.num_regions, *tensor.shape[1:])
+        for name, tensor in encode(spec, rows, names).items()
+    }
+    return {"boxes": boxes[images], "flips": flips[images], **kept}
+
+
+def write_golden(path: Path, **changes) -> None:
+    """How the golden stores were made: two shards, of two images and of one."""
+    spec = golden_spec(**changes)
+    with StoreWriter(path, spec, shard_images=2) as writer:
         for index, (first, count) in enumerate(writer.ranges):
-            part = slice(first, first + count)
-            writer.write(index, boxes[part], flips[part], logits[part])
+            writer.write(index, golden_shard(spec, slice(first, first + count)))
+        if writer.needs_text:
+            writer.write_text(golden_features()[1])
         writer.finish()

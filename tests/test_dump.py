@@ -63,7 +63,7 @@ def whole(root, spec):
 
 
 def test_a_dump_holds_the_drawn_boxes_and_the_teachers_logits(root, spec, whole):
-    assert list(whole) == ["manifest.json", *SHARDS]
+    assert list(whole) == ["images.safetensors", "manifest.json", *SHARDS]
     store = RegionStore.open(root / "whole")
     assert store.spec == spec
     for index, image in enumerate(spec.images):
@@ -82,7 +82,8 @@ def test_the_bytes_do_not_depend_on_workers_or_batches(root, spec, whole, tmp_pa
 def test_another_seed_gives_other_regions(root, spec, whole, tmp_path):
     world.run_dump(tmp_path / "store", replace(spec, seed=2), root)
     other = world.folder_bytes(tmp_path / "store")
-    assert list(other) == list(whole) and all(other[name] != whole[name] for name in whole)
+    assert list(other) == list(whole)
+    assert [name for name in whole if other[name] == whole[name]] == ["images.safetensors"]
 
 
 def test_no_batch_spans_two_shards_or_exceeds_its_size(root, spec, tmp_path):
@@ -168,7 +169,7 @@ def test_killed_at_any_rename_it_continues_to_the_same_bytes(root, spec, whole, 
         assert ("manifest.json" in files) <= (len(finished) == 3)
         world.run_dump(store, spec, root)
         assert world.folder_bytes(store) == whole
-    assert writes == 9  # in_progress, three shards, the time after each, the manifest; then none
+    assert writes == 10  # images, in_progress, three shards, the time after each, the manifest
 
 
 def test_killed_again_and_again_a_dump_loses_no_finished_shard(root, spec, whole, tmp_path):
@@ -176,9 +177,9 @@ def test_killed_again_and_again_a_dump_loses_no_finished_shard(root, spec, whole
     while killed_dump(store, spec, root, writes=3, after=False):  # one shard further each time
         kills += 1
         now = len([name for name in os.listdir(store) if name in SHARDS])
-        assert now == finished + 1 == kills
+        assert now == kills - 1 >= finished  # the first one writes the list of images besides
         finished = now
-    assert kills >= 2 and world.folder_bytes(store) == whole
+    assert kills >= 3 and world.folder_bytes(store) == whole
 
 
 SLOW_DUMP = """
@@ -215,7 +216,7 @@ def test_a_killed_process_with_workers_leaves_no_lock_and_no_half_shard(root, wh
 
 def test_the_time_of_a_dump_adds_up_over_its_restarts(root, spec, tmp_path):
     store = tmp_path / "store"
-    assert killed_dump(store, spec, root, writes=3, after=True)  # the first shard's time is noted
+    assert killed_dump(store, spec, root, writes=4, after=True)  # the first shard's time is noted
     first = json.loads(dump_record_path(store).read_text())
     assert first["regions"] == 15
     world.run_dump(store, spec, root)
@@ -278,7 +279,7 @@ def test_nan_logits_name_the_image_and_finished_shards_stay(root, spec, tmp_path
 
 
 def test_a_teacher_of_other_classes_is_refused(root, spec, tmp_path):
-    with pytest.raises(RegionStoreError, match=r"shape \(4, 2\) for 4 regions and 4 classes"):
+    with pytest.raises(RegionStoreError, match=r"shape \(4, 2\) for 4 regions, .* 4 values"):
         world.run_dump(tmp_path / "store", spec, root, lambda images: torch.zeros(len(images), 2))
 
 
@@ -452,7 +453,7 @@ def test_the_script_tells_an_unreadable_image_and_a_full_disk(line, tmp_path, ca
         patch.setattr(os, "fsync", full)
         assert run(line()) == 1
     message = one_error(capsys)
-    assert "No space left on device" in message and "in_progress.json" in message
+    assert "No space left on device" in message and "images.safetensors" in message
     assert "What is finished is kept: free some space and run again" in message
 
     items = world.draw_images(tmp_path)

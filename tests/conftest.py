@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes; two busy threads are slower
+torch.set_num_threads(1)
 PARITY = Path(__file__).parent / "data" / "parity"
 
 

@@ -22,6 +22,11 @@ def log_probabilities(logits_RC: np.ndarray) -> np.ndarray:
     return shifted_RC - np.log(np.exp(shifted_RC).sum(-1, keepdims=True))
 
 
+def probabilities(logits_RC: np.ndarray) -> np.ndarray:
+    """softmax over the last axis, float32."""
+    return np.exp(log_probabilities(logits_RC))
+
+
 def confidence(logits_RC: np.ndarray) -> np.ndarray:
     """w = 1 - H(p) / ln C, (R,) float32: 1 for a certain teacher, 0 for one that cannot tell.
 
@@ -70,8 +75,7 @@ def survey(store: RegionStore, max_images: int = SURVEYED) -> Survey:
         logits_MC = store.read(index, every_M).logits
         weights_NM[place] = confidence(logits_MC)
         right_NM[place] = logits_MC.argmax(-1) == label
-        mean_C = np.exp(log_probabilities(logits_MC)).mean(0)
-        image_right_N[place] = mean_C.argmax() == label
+        image_right_N[place] = probabilities(logits_MC).mean(0).argmax() == label
     return Survey(images_N, labels_N, weights_NM, right_NM, image_right_N)
 
 

@@ -15,6 +15,7 @@ READY := .setup/$(subst /,_,$(PYTHON)).ready
 ifeq ($(PYTHON),.venv/bin/python)
   READY := .venv/.ready
 endif
+JOBS ?= 2  # tests at a time, each file as a whole in one of them
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1  # two threads on two busy cores are slower than one
 
 .PHONY: demo test check toy-weights setup clean
@@ -23,13 +24,13 @@ demo: $(READY)  ## dump, train, evaluate and compare on the toy world: about thr
 	$(THREADS) $(PYTHON) scripts/demo.py
 
 test: $(READY)  ## all tests, on the CPU, without a network
-	$(THREADS) $(PYTHON) -m pytest
+	$(THREADS) $(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY)  ## tests and ruff
 	$(PYTHON) -m ruff --version >/dev/null 2>&1 || $(PYTHON) -m pip install -q "ruff>=0.6"
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(THREADS) $(PYTHON) -m pytest
+	$(THREADS) $(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 
 toy-weights: $(READY)  ## train models/toy/*.safetensors anew: under 20 minutes of one core
 	$(THREADS) $(PYTHON) scripts/train_toy_clip.py

@@ -5,6 +5,7 @@ Letters: N images of a shard, M regions per image, K kept classes.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from regions.files import REDO, RegionStoreError, Tensors, check_size, file_checksum
+from regions.files import REDO, RegionStoreError, Tensors, check_size, file_checksum, write_whole
 from regions.kinds import KINDS, encode
 from regions.spec import RegionSpec
 from regions.store import IMAGES, MANIFEST, Manifest, RegionStore, StoreWriter, read_manifest
@@ -121,7 +122,9 @@ def convert(
             writer.write_text(store.stored_text)
         if not writer.is_finished:
             writer.finish()
-    return RegionStore.open(out)
+    converted = RegionStore.open(out)
+    carry_dump_records([store.path], converted)
+    return converted
 
 
 def _converted(store: RegionStore, kind: str, dtype: str, top_k: int) -> RegionSpec:
@@ -187,6 +190,27 @@ def refuse_as_target(out: Path, sources: Iterable[Path]) -> None:
     for path in sources:
         if out.exists() and path.exists() and out.samefile(path):
             raise RegionStoreError(f"--out {out} is a store to read from. Give another folder.")
+
+
+def carry_dump_records(sources: Iterable[Path], store: RegionStore) -> None:
+    """Put what the dumps of the sources took beside a store made of them, when all are known."""
+    from regions.dump import dump_record_path  # it brings torch
+
+    try:
+        found = [json.loads(dump_record_path(path).read_text("utf-8")) for path in sources]
+        sessions = [session for record in found for session in record["sessions"]]
+        record = {
+            "format": 1,
+            "spec_id": store.spec.id,
+            "teacher": store.spec.teacher,
+            "device": found[0]["device"],
+            "seconds": round(sum(session["seconds"] for session in sessions), 3),
+            "regions": sum(session["regions"] for session in sessions),
+            "sessions": sessions,
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # lost or foreign: only the time is lost
+    write_whole(dump_record_path(store.path), (json.dumps(record, indent=1) + "\n").encode())
 
 
 def progress(what: str, shards: Sequence[int]) -> Iterable[int]:

@@ -21,7 +21,7 @@ from regions.store import (
     shard_ranges,
     text_tensors,
 )
-from regions.tools import progress, refuse_as_target
+from regions.tools import carry_dump_records, progress, refuse_as_target
 
 
 class Merged(NamedTuple):
@@ -56,7 +56,9 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> Merged:
     if all(found.spec.id == first.id for found in dumps):
         layouts = sorted({found.shard_images for found in dumps})
         if len(layouts) == 1:
-            return Merged(_join_shards(sources, first, layouts[0], out), 0, 0.0)
+            joined = _join_shards(sources, first, layouts[0], out)
+            carry_dump_records(sources, joined)
+            return Merged(joined, 0, 0.0)
         if not all(found.shards for found in dumps):
             raise RegionStoreError(
                 f"the dumps in {', '.join(map(str, sources))} have {_listed(layouts)} images per "
@@ -64,7 +66,9 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> Merged:
             )
     for path, found in zip(sources[1:], dumps[1:], strict=True):
         _require_mergeable(sources[0], first, path, found.spec)
-    return _unite([RegionStore.open(path) for path in sources], out)
+    merged = _unite([RegionStore.open(path) for path in sources], out)
+    carry_dump_records(sources, merged.store)
+    return merged
 
 
 def _join_shards(

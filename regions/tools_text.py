@@ -148,11 +148,10 @@ def _sets_differ(noun: str, old: Sequence[str], new: Sequence[str]) -> list[str]
         only = [name for name in here if name not in there]
         if only:
             lines.append(f"{noun}: {len(only)} on the {side} only, {_examples(only)}")
-    if len(lines) == 1:
-        place = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0)
-        lines = [
-            f"{noun}: in another order or number, first at {place + 1}: {old[place]} | {new[place]}"
-        ]
+    if len(lines) == 1 and len(old) == len(new):
+        place = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+        where = f"first at {place + 1}: {old[place]} | {new[place]}"
+        lines = [f"{noun}: in another order, {where}"]
     return lines
 
 

@@ -363,9 +363,9 @@ def test_differing_fields_are_told_one_by_one(tmp_path):
     StoreWriter(tmp_path / "b", world.make_spec(tmp_path, items[3:], **changes)).close()
     assert diff(tmp_path / "a", tmp_path / "b") == [
         "template: a photo of a {}. | a {}.",
-        "classnames: 4 | 5",
-        "classnames: 1 on the left only, bee",
-        "classnames: 2 on the right only, wasp, elk",
+        "classes: 4 | 5",
+        "classes: 1 on the left only, bee",
+        "classes: 2 on the right only, wasp, elk",
         "images: 5 | 4",
         "images: 3 on the left only, images/ant/0.png, images/bee/1.png, images/cat/2.png",
         "images: 2 on the right only, images/bee/5.png, images/cat/6.png",

@@ -23,6 +23,7 @@ from regions.store import RegionStore, RegionStoreError, write_whole
 from regions.summary import Survey, confidence, log_probabilities, survey
 
 MAX_REGIONS = 60  # of one image in a picture; of more, evenly spaced ones in the order of w
+MAX_BOXES = 24  # drawn on an image: evenly spaced ones of its regions shown
 MAX_CLASSES = 24  # histograms of classes; of more, those with the lowest and the highest mean w
 EXTREMES = 6  # least and most informative regions of a class
 MAX_EXTREME_CLASSES = 6
@@ -59,6 +60,21 @@ class ImageView:
     regions: tuple[Region, ...]
     num_stored: int  # regions that the store has of it
 
+    @property
+    def boxed(self) -> list[int]:
+        """Places of the regions whose boxes are drawn: more would hide the image."""
+        return evenly(len(self.regions), MAX_BOXES).tolist()
+
+    @property
+    def caption(self) -> str:
+        """What is shown of its regions."""
+        shown = f"{self.num_stored} regions in falling order of w"
+        if len(self.regions) < self.num_stored:
+            shown = f"{len(self.regions)} of {shown}, evenly spaced"
+        if len(self.boxed) < len(self.regions):
+            shown += f"; {len(self.boxed)} boxes drawn"
+        return shown
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -90,6 +106,14 @@ class StoreView:
     classes: tuple[Histogram, ...]  # rising mean w
     extremes: tuple[ClassView, ...]
 
+    @property
+    def title_of_classes(self) -> str:
+        """What the histograms of classes show."""
+        present, half = len(np.unique(self.survey.labels_N)), len(self.classes) // 2
+        if len(self.classes) < present:
+            return f"w in the {half} least and the {half} most certain of {present} classes"
+        return "w in each class, by rising mean"
+
 
 def show(
     path: str | Path,
@@ -118,7 +142,10 @@ def show(
         stem = f"image_{number:02d}_{slug(Path(image.path).stem)}"
         show_png.boxes(image, view.ramp).save(out / f"{stem}_boxes.png")
         show_png.regions(image, view.ramp).save(out / f"{stem}_regions.png")
-    show_png.histograms(view.datasets, view.classes, view.ramp).save(out / "weights.png")
+    weights = show_png.histograms(
+        [("w in each data set", view.datasets), (view.title_of_classes, view.classes)], view.ramp
+    )
+    weights.save(out / "weights.png")
     for number, extremes in enumerate(view.extremes, start=1):
         name = f"class_{number:02d}_{slug(extremes.name)}.png"
         show_png.extremes(extremes, view.ramp).save(out / name)
@@ -179,8 +206,7 @@ def image_view(store: RegionStore, root: Path, index: int) -> ImageView:
     stored = store.spec.images[index]
     weights_R = confidence(store.read(index, np.arange(store.spec.num_regions)).logits)
     order_R = np.argsort(-weights_R, kind="stable")
-    if len(order_R) > MAX_REGIONS:
-        order_R = order_R[np.linspace(0, len(order_R) - 1, MAX_REGIONS).round().astype(int)]
+    order_R = order_R[evenly(len(order_R), MAX_REGIONS)]
     pixels = _pixels(root, stored)
     return ImageView(
         stored.path,
@@ -241,6 +267,11 @@ def class_view(store: RegionStore, root: Path, found: Survey, label: int) -> Cla
 
 def _pixels(root: Path, stored: RegionImage) -> Image.Image:
     return read_image(str(root / stored.path), stored.height, stored.width)
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """Places 0..count-1, or so many evenly spaced ones, the first and the last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def slug(text: str) -> str:

@@ -45,8 +45,8 @@ class Ramp:
 
     def ends(self) -> tuple[str, str]:
         """What stands at the two ends of the legend."""
-        low = f"{self.low:.2f} or less" if self.low > 0 else "0 cannot tell"
-        high = f"{self.high:.2f} or more" if self.high < 1 else "1 certain"
+        low = f"{self.low:.2f} or less" if self.low > 0 else "0, cannot tell"
+        high = f"{self.high:.2f} or more" if self.high < 1 else "1, certain"
         return low, high
 
 

@@ -45,7 +45,7 @@ def page(view: StoreView) -> str:
         _legend(view.ramp),
         *(_image(number, image, view.ramp) for number, image in enumerate(view.images, start=1)),
         _histograms("w in each data set", view.datasets, view.ramp, large=True),
-        _histograms(_title_of_classes(view), view.classes, view.ramp),
+        _histograms(view.title_of_classes, view.classes, view.ramp),
         *(_class(extremes, view.ramp) for extremes in view.extremes),
     )
     title = escape(f"Regions in {view.store.path.name}")
@@ -70,21 +70,16 @@ def _legend(ramp: Ramp) -> str:
 
 
 def _image(number: int, image: ImageView, ramp: Ramp) -> str:
-    shown = f"{len(image.regions)} regions in falling order of w"
-    if len(image.regions) < image.num_stored:
-        shown = (
-            f"{len(image.regions)} of {image.num_stored} regions, "
-            "evenly spaced in falling order of w"
-        )
     frames = []
-    for rank, region in reversed(list(enumerate(image.regions, start=1))):  # the best on top
+    for place in reversed(image.boxed):  # the most informative on top
+        rank, region = place + 1, image.regions[place]
         top, left, height, width = region.box
-        place = f'x="{left:.5f}" y="{top:.5f}" width="{width:.5f}" height="{height:.5f}"'
+        where = f'x="{left:.5f}" y="{top:.5f}" width="{width:.5f}" height="{height:.5f}"'
         frames.append(
             f'<a href="#r{number}-{rank}"><title>w {region.weight:.2f}: '
             f"{escape(region.guesses[0].name)}</title>"
-            f'<rect {place} stroke="{ramp.halo(region.weight)}" stroke-width="4.5"/>'
-            f'<rect {place} stroke="{ramp.colour(region.weight)}" stroke-width="2.5"/></a>'
+            f'<rect {where} stroke="{ramp.halo(region.weight)}" stroke-width="4.5"/>'
+            f'<rect {where} stroke="{ramp.colour(region.weight)}" stroke-width="2.5"/></a>'
         )
     wide, high = image.pixels.size
     cards = "".join(
@@ -100,7 +95,7 @@ def _image(number: int, image: ImageView, ramp: Ramp) -> str:
         '<svg viewBox="0 0 1 1" preserveAspectRatio="none" role="img" '
         f'aria-label="boxes of the regions">{"".join(frames)}</svg></div>'
         f'<div><h2>{escape(_words(image.label))}</h2><p class="path">{escape(image.path)}</p>'
-        f"<p>{shown}. A box leads to its region.</p></div></div>"
+        f"<p>{image.caption}. A box leads to its region.</p></div></div>"
         f'<ul class="cards">{cards}</ul>'
         "</section>"
     )
@@ -129,14 +124,6 @@ def _card(region: Region, ramp: Ramp, anchor: str = "") -> str:
     )
 
 
-def _title_of_classes(view: StoreView) -> str:
-    present = len(set(view.survey.labels_N.tolist()))
-    if len(view.classes) < present:
-        half = len(view.classes) // 2
-        return f"w in the {half} least and the {half} most certain of {present} classes"
-    return "w in each class, by rising mean"
-
-
 def _histograms(title: str, groups: Sequence[Histogram], ramp: Ramp, large: bool = False) -> str:
     figures = "".join(_histogram(group, ramp) for group in groups)
     size = " large" if large else ""
@@ -162,7 +149,7 @@ def _histogram(group: Histogram, ramp: Ramp) -> str:
         f'<path class="mean" d="M{100 * mean:.1f} 0V40"/></svg>'
         f'<div class="ends"><span>0</span><span>0.5</span><span>1</span></div>'
         f"<figcaption><b>{escape(_words(group.name))}</b><br>mean w {mean:.2f}, "
-        f"top-1 {group.accuracy:.0f} %</figcaption></figure>"
+        f"top-1 {group.accuracy:.0f}\N{NO-BREAK SPACE}%</figcaption></figure>"
     )
 
 

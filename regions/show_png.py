@@ -30,7 +30,8 @@ def boxes(image: ImageView, ramp: Ramp) -> Image.Image:
     width, height = (max(1, round(side * factor)) for side in image.pixels.size)
     picture = image.pixels.resize((width, height), _resampling(factor))
     draw = ImageDraw.Draw(picture)
-    for region in reversed(image.regions):  # the most informative on top
+    for place in reversed(image.boxed):  # the most informative on top
+        region = image.regions[place]
         top, left, box_height, box_width = box_to_pixels(region.box, height, width)
         right, bottom = left + box_width - 1, top + box_height - 1
         draw.rectangle((left, top, right, bottom), outline=ramp.halo(region.weight), width=5)
@@ -42,11 +43,8 @@ def boxes(image: ImageView, ramp: Ramp) -> Image.Image:
 
 def regions(image: ImageView, ramp: Ramp, columns: int = 8) -> Image.Image:
     """The cut regions in falling order of w, each with the teacher's top three."""
-    note = f"{image.num_stored} regions in falling order of w"
-    if len(image.regions) < image.num_stored:
-        note = f"{len(image.regions)} of {note}, evenly spaced"
     cards = [card(region, ramp) for region in image.regions]
-    return _sheet(f"{image.label} · {note}", image.path, [("", cards)], ramp, columns)
+    return _sheet(f"{image.label} · {image.caption}", image.path, [("", cards)], ramp, columns)
 
 
 def extremes(view: ClassView, ramp: Ramp, columns: int = 8) -> Image.Image:
@@ -59,15 +57,12 @@ def extremes(view: ClassView, ramp: Ramp, columns: int = 8) -> Image.Image:
 
 
 def histograms(
-    datasets: Sequence[Histogram], classes: Sequence[Histogram], ramp: Ramp, columns: int = 4
+    groups: Sequence[tuple[str, Sequence[Histogram]]], ramp: Ramp, columns: int = 4
 ) -> Image.Image:
-    """w of each data set, then of each class by rising mean."""
-    groups = [
-        (name, [chart(group, ramp) for group in members])
-        for name, members in (("data sets", datasets), ("classes, by rising mean w", classes))
-    ]
+    """Histograms of w under their titles."""
+    charts = [(title, [chart(group, ramp) for group in members]) for title, members in groups]
     note = "share of the regions in 20 bins of w from 0 to 1; the line is the mean"
-    return _sheet("Region weight w", note, groups, ramp, columns)
+    return _sheet("Region weight w", note, charts, ramp, columns)
 
 
 def shares_of(group: Histogram) -> np.ndarray:
@@ -86,7 +81,7 @@ def card(region: Region, ramp: Ramp) -> Image.Image:
     for guess in region.guesses:
         face = bold if guess.is_label else small
         words = ("✓ " if guess.is_label else "") + guess.name.replace("_", " ")
-        lines = wrap(words, face, CARD - 48)[:3]
+        lines = wrap(words, face, CARD - 48, most=3)
         rows += [(line, "" if i else f"{guess.probability:.2f}", face)
                  for i, line in enumerate(lines)]  # fmt: skip
     picture = Image.new("RGB", (CARD, CARD + 28 + 18 * len(rows)), "white")
@@ -109,7 +104,7 @@ def chart(group: Histogram, ramp: Ramp) -> Image.Image:
     """A histogram of w from 0 to 1 with its mean."""
     width, height = CHART
     small, shares = font(13), shares_of(group)
-    names = wrap(group.name.replace("_", " "), font(14, bold=True), width)[:2]
+    names = wrap(group.name.replace("_", " "), font(14, bold=True), width, most=2)
     top = 20 * len(names) + 22
     picture = Image.new("RGB", (width, top + height + 24), "white")
     draw = ImageDraw.Draw(picture)
@@ -193,20 +188,25 @@ def _words(text: str, face: ImageFont.FreeTypeFont, width: int) -> Image.Image:
     return picture
 
 
-def wrap(text: str, face: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Break a text into lines no wider than width pixels, words that are too long, too."""
+def wrap(text: str, face: ImageFont.FreeTypeFont, width: float, most: int = 99) -> list[str]:
+    """Break a text into lines no wider than width pixels; what most lines do not hold is cut."""
     lines = [""]
-    for word in text.split() or [""]:
+    for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if face.getlength(longer) <= width:
             lines[-1] = longer
             continue
         if lines[-1]:
             lines.append("")
-        for letter in word:
+        for letter in word:  # a word wider than a line is broken, too
             if lines[-1] and face.getlength(lines[-1] + letter) > width:
                 lines.append("")
             lines[-1] += letter
+    if len(lines) > most:
+        last = lines[most - 1]
+        while last and face.getlength(last + "…") > width:
+            last = last[:-1]
+        lines = [*lines[: most - 1], last + "…"]
     return lines
 
 

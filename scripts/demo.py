@@ -42,7 +42,7 @@ METHODS = {
     "coop": ("train", "test"),
     "zsclip": ("train", "test"),
 }
-# Seconds a run took on one core with 8 shots, 30 epochs: they make the time left a fair guess.
+# Seconds a run took on one core with 16 shots: they make the time left a fair guess.
 SECONDS = {
     "dump": 6, "fdbpl train": 11, "coop_kdpl train": 21, "coop train": 14, "zsclip train": 5,
     "test": 5,
@@ -82,8 +82,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep the runs that are finished")
     parser.add_argument("--dataset", default="toy_shapes", help="stem in configs/datasets")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--shots", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=30, help="the toy recipes say 50")
+    parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time")
     parser.add_argument("--out", type=Path, default=REPO / "output" / "demo")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for every run, after --")
@@ -203,7 +202,7 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
 def command_of(run: Run, args: argparse.Namespace) -> list[str]:
     """The script and its flags, as scripts/run.sh would call them; empty for a finished run."""
     command = ["bash", str(REPO / "scripts" / "run.sh"), *map(str, (run.method, run.phase))]
-    command += [args.dataset, str(run.seed), "OPTIM.MAX_EPOCH", str(args.epochs), *args.opts]
+    command += [args.dataset, str(run.seed), *args.opts]
     env = {**os.environ, **settings(args), "DRY_RUN": "1"}
     answer = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     if answer.returncode:

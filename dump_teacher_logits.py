@@ -6,6 +6,11 @@ r"""Run the frozen teacher over image regions once, and keep its logits.
 
 Writes shard_00000.safetensors, ... and, last, manifest.json (docs/REGION_STORE.md); the time it
 took goes to <store>.dump.json. Called again, it continues.
+
+Several processes share the work under torchrun, and so do lines of one command with --shared, on
+one machine or on several that see the same folder (scripts/dump_slurm.py is a Slurm array of them):
+
+    torchrun --nproc-per-node 8 dump_teacher_logits.py --root $DATA ...
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import Datum, build_dataset
 from dassl.utils import set_random_seed
 
 import datasets  # noqa: F401  registers the data sets
@@ -28,33 +34,39 @@ from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
 from regions.dump import dump, dump_cost, list_images, stored_teacher_accuracy
+from regions.shared import SharedWriter
 from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore, StoreWriter, find_dump, require_same_spec
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.union_of_seeds and args.seed < 0:
+        args.seed = min(args.union_of_seeds)
     cfg = setup_cfg(args)
     require_usage(args, cfg)
     store = Path(args.store or cfg.TRAINER.FDBPL.STORE).expanduser()
     seed = region_settings(cfg)["seed"]
     set_random_seed(seed)
-    device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
+    place = Place.from_environment(args.shared)
+    device = place.device(cfg.USE_CUDA)
 
-    dataset = build_dataset(cfg)
+    seeds = sorted(set(args.union_of_seeds or [seed]))
+    classnames, items = union_of_seeds(cfg, seeds)
     root = Path(cfg.DATASET.ROOT).expanduser()
     name = cfg.TRAINER.FDBPL.TEACHER
     spec = RegionSpec.from_cfg(
         cfg,
         template=template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
-        classnames=dataset.classnames,
-        images=list_images(dataset.train_x, root),
+        classnames=classnames,
+        images=list_images(items, root),
         teacher_precision=supported_precision(cfg.TRAINER.FDBPL.TEACHER_PREC, device),
         teacher_digest=weights_digest(name) or "",
+        image_seeds=seeds,
     )
-    if refuse_or_recognise(store, spec):
-        print(f"{store} is complete, and made as asked: nothing to do.")
+    if refuse_or_recognise(store, spec, place.shared):
+        place.tell(f"{store} is complete, and made as asked: nothing to do.")
         return
-    print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH)
+    print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
 
     started = time.perf_counter()
     teacher = Teacher.load(name, spec.classnames, spec.template, spec.teacher_precision, device)
@@ -75,8 +87,60 @@ def main(args: argparse.Namespace) -> None:
         shard_images=args.shard_images,
         started=started,
         text=text_CD,
+        shared=place.shared,
+        progress=place.rank == 0,
     )
-    print_result(finished)
+    if finished is not None:
+        print_result(finished)
+    else:
+        print(
+            f"process {place.rank}: no work is left; the process that makes the last shard of "
+            f"{store} finishes it. Should all have ended before, run the same line again."
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes of a dump this is, and what it computes on."""
+
+    rank: int
+    local_rank: int  # on this machine
+    shared: bool  # other processes may write to the same store
+
+    @classmethod
+    def from_environment(cls, shared: bool) -> Place:
+        """Read what torchrun sets; without it the only process, which may share all the same."""
+        rank, local_rank, world_size = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+        )
+        return cls(rank, local_rank, shared or world_size > 1)
+
+    def device(self, use_cuda: bool) -> torch.device:
+        if not (use_cuda and torch.cuda.is_available()):
+            return torch.device("cpu")
+        if not self.shared:
+            return torch.device("cuda")
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def tell(self, text: str) -> None:
+        """Print what all processes would say: once."""
+        if self.rank == 0:
+            print(text)
+
+
+def union_of_seeds(cfg, seeds: Sequence[int]) -> tuple[list[str], list[Datum]]:
+    """Class names, and the training images of all seeds, each once, in order of appearance."""
+    items: dict[str, Datum] = {}
+    for seed in seeds:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SEED = seed
+        cfg.freeze()
+        dataset = build_dataset(cfg)
+        for item in dataset.train_x:
+            items.setdefault(item.impath, item)
+    return dataset.classnames, list(items.values())
 
 
 def require_usage(args: argparse.Namespace, cfg) -> None:
@@ -90,7 +154,7 @@ def require_usage(args: argparse.Namespace, cfg) -> None:
         raise UsageError("--batch-size and --shard-images need 1 or more.")
 
 
-def refuse_or_recognise(store: Path, spec: RegionSpec) -> bool:
+def refuse_or_recognise(store: Path, spec: RegionSpec, shared: bool) -> bool:
     """Before the teacher is loaded: is the store there already (True), or still to be done?
 
     Raises RegionStoreError when the folder holds something else.
@@ -100,17 +164,18 @@ def refuse_or_recognise(store: Path, spec: RegionSpec) -> bool:
         return False
     unknown = [name for name in FROM_TEACHER if not getattr(spec, name)]
     require_same_spec(store, found.spec, spec, ignore=unknown)
-    with StoreWriter(store, replace(found.spec, images=spec.images)) as writer:
+    writer_class = SharedWriter if shared else StoreWriter
+    with writer_class(store, replace(found.spec, images=spec.images)) as writer:
         return writer.is_finished
 
 
-def print_plan(store: Path, spec: RegionSpec, epochs: int) -> None:
+def print_plan(store: Path, spec: RegionSpec, epochs: int, tell: Callable[[str], None]) -> None:
     """Say what the dump takes, and what online distillation would; refuse a disk too small."""
     cost = dump_cost(spec)
     folder = next(path for path in (store, *store.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     there = sum(file.stat().st_size for file in store.glob("*.safetensors"))
-    print(
+    tell(
         f"Images          {cost.images}, of {len(spec.classnames)} classes\n"
         f"Regions         {spec.num_regions} per image\n"
         f"Teacher passes  {cost.passes}, once for every run on these images\n"
@@ -119,7 +184,7 @@ def print_plan(store: Path, spec: RegionSpec, epochs: int) -> None:
         f"On disk         {human(cost.bytes)} in {store}, {human(free)} free"
     )
     if there:
-        print(f"Already there   {human(there)}; the dump continues")
+        tell(f"Already there   {human(there)}; the dump continues")
     if free < cost.bytes - there:
         raise ValueError(
             f"{store} needs {human(cost.bytes - there)}, but the disk has {human(free)}. "
@@ -150,8 +215,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (about 4096 regions); lost if killed"
     )
+    parser.add_argument(
+        "--shared", action="store_true", help="other processes run this line too (torchrun says so)"
+    )
+    parser.add_argument(
+        "--union-of-seeds",
+        nargs="+",
+        metavar="SEED",
+        help="dump the few-shot images of these seeds, each image once; --seed draws the regions "
+        "(default: the smallest)",
+    )
     add_family_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    split_seeds(args)
+    return args
+
+
+def split_seeds(args: argparse.Namespace) -> None:
+    """Where KEY VALUE pairs follow the seeds at once, give them back to args.opts."""
+    given = args.union_of_seeds or []
+    end = next((i for i, text in enumerate(given) if not text.isdigit()), len(given))
+    args.union_of_seeds = [int(text) for text in given[:end]]
+    args.opts = [*given[end:], *args.opts]
 
 
 def run(argv: list[str] | None = None) -> int:

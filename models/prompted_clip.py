@@ -1,6 +1,6 @@
 """A frozen CLIP as a classifier: images and class names in, logits out.
 
-Letters: B images, C classes, D width of the joint embedding.
+Letters: B images, C classes, D width of the joint embedding, E templates of an ensemble.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.clip import LoadedClip
 from models.learners import ContextLearner
-from models.templates import fill
+from models.templates import SEPARATOR, fill
 from models.text import PromptLayout, TextEncoder
 
 
@@ -51,14 +51,25 @@ class FrozenCLIP(nn.Module):
 
 
 class HandwrittenCLIP(FrozenCLIP):
-    """Zero-shot CLIP: class features of a hand-written template, computed once."""
+    """Zero-shot CLIP: class features of a hand-written template, computed once.
+
+    The features of an ensemble, templates joined by " | ", are the mean of their unit features,
+    scaled to length 1 again. Source: CLIP (arXiv:2103.00020), section 3.1.4.
+    """
 
     def __init__(self, clip: LoadedClip, classnames: Sequence[str], template: str):
         super().__init__(clip)
-        tokens = clip.tokenize(fill(template, list(classnames))).to(clip.device)
-        with torch.no_grad(), clip.autocast():
+        text_ECD = torch.stack(
+            [self._encode(fill(part, list(classnames))) for part in template.split(SEPARATOR)]
+        )
+        text_CD = text_ECD[0] if len(text_ECD) == 1 else unit(text_ECD.mean(dim=0))
+        self.register_buffer("text_CD", text_CD, persistent=False)
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        tokens = self.clip.tokenize(texts).to(self.clip.device)
+        with torch.no_grad(), self.clip.autocast():
             parts = [self.clip_model.encode_text(part) for part in tokens.split(256)]
-        self.register_buffer("text_CD", unit(torch.cat(parts)), persistent=False)
+        return unit(torch.cat(parts))
 
     def text_features(self) -> Tensor:
         return self.text_CD

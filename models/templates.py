@@ -14,17 +14,22 @@ TEMPLATES = {  # data sets that DEFAULT does not serve; CoOp's list
 }
 
 
+SEPARATOR = " | "  # between the templates of an ensemble
+
+
 def template_for(dataset_name: str, override: str = "") -> str:
     """The template of a data set (registry name), or `override` when one is given.
+
+    Several templates joined by " | " are an ensemble: see HandwrittenCLIP.
 
     Raises:
         ValueError: the override has no place for the class name.
     """
     template = override or TEMPLATES.get(dataset_name, DEFAULT)
-    if template.count("{}") != 1:
+    if any(part.count("{}") != 1 for part in template.split(SEPARATOR)):
         raise ValueError(
             f"DATASET.TEMPLATE is {template!r}; it needs one {{}} for the class name, "
-            f"for example {DEFAULT!r}."
+            f"for example {DEFAULT!r}; templates of an ensemble are joined by {SEPARATOR!r}."
         )
     return template
 

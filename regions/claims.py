@@ -38,23 +38,23 @@ class Claims:
         self._seen: dict[str, tuple[Any, float, bool]] = {}  # touch, seen since, touched before
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, name: str) -> bool:
-        """Claim a piece of work. False: another process has it, or the folder is gone.
+        """Claim a piece of work. False: another process has it.
 
-        Raises OSError when the folder cannot be written to.
+        Raises OSError when the folder cannot be made or written to.
         """
         if name in self._held:
             return True
         path = self._path(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             if path.exists():
                 if self.is_alive(name) is not False:
                     return False
                 self._remove_dead(path)
             claim = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except (FileExistsError, FileNotFoundError):
+        except (FileExistsError, FileNotFoundError):  # another was faster, or swept the folder
             return False
         try:
             with open(claim, "w", encoding="utf-8") as file:
@@ -108,6 +108,8 @@ class Claims:
             self._thread.join()
         for name in list(self._held):
             self.release(name)
+        with contextlib.suppress(OSError):  # others have theirs in it
+            self.folder.rmdir()
 
     def __enter__(self) -> Claims:
         return self

@@ -5,9 +5,11 @@ Letters: R regions of one image, N images of a shard, B regions per teacher pass
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,15 +19,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from regions.boxes import cut_all, sample_boxes
 from regions.dataset import read_image, reading, to_input
 from regions.files import DTYPES, Tensors
 from regions.kinds import encode
+from regions.shared import SharedWriter
 from regions.spec import RegionImage, RegionSpec, relative_path
 from regions.store import (
+    CLAIMS,
     RegionStore,
     RegionStoreError,
     StoreWriter,
@@ -67,7 +71,9 @@ def dump(
     shard_images: int | None = None,
     started: float | None = None,
     text: np.ndarray | None = None,
-) -> RegionStore:
+    shared: bool = False,
+    progress: bool = True,
+) -> RegionStore | None:
     """Write the region store of a spec; called again after a kill, continue where it stopped.
 
     A teacher's batch never spans two shards, so that the bytes do not depend on where a dump was
@@ -81,52 +87,98 @@ def dump(
         shard_images: images per shard of a new dump.
         started: time.perf_counter() at which the work began, when before this call.
         text: unit text features (C, D) of the spec's classes, for kind features.
+        shared: other processes may write to the same store, see regions.shared.
+        progress: show a bar.
+    Returns:
+        The finished store; None when other shared processes are left to finish it.
     Raises:
         RegionStoreError: the folder holds another dump, an image cannot be read, a logit is not
             finite. Finished shards stay.
         OSError: the disk is full or not writable. Finished shards stay.
     """
     started = time.perf_counter() if started is None else started
-    with StoreWriter(store, spec, shard_images) as writer:
+    with (SharedWriter if shared else StoreWriter)(store, spec, shard_images) as writer:
         if writer.is_finished:
             return RegionStore.open(writer.path)
-        clock = DumpClock(writer.path, spec, str(device), started, fresh=writer.is_new)
-        images_of = {k: spec.images[i : i + n] for k, (i, n) in enumerate(writer.ranges)}
-        missing = writer.missing
-        todo = [image for shard in missing for image in images_of[shard]]
-        cut_images = iter(
-            DataLoader(
-                _CutImages(todo, spec, Path(root).expanduser()),
-                batch_size=None,
-                num_workers=workers,
-                worker_init_fn=writer.worker_init(),
-            )
-        )
-        total = len(spec.images) * spec.num_regions
+        clock = DumpClock(writer, str(device), started)
         bar = tqdm(
-            total=total,
-            initial=total - len(todo) * spec.num_regions,
+            total=len(spec.images) * spec.num_regions,
+            initial=regions_of(writer, writer.on_disk()),
             unit=" regions",
             desc="dump",
             mininterval=0.5 if sys.stderr.isatty() else 10,
+            disable=not progress,
         )
+
+        def run(regions_BHW3: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
+            bar.update(len(regions_BHW3))
+            return output_BX.float().cpu().numpy()
+
+        done = False
         with bar:
-            for shard in missing:
+            while not done:  # a second time when a shard is damaged, or another process dies
+                for shard, tensors in _shards(
+                    writer, Path(root).expanduser(), run, batch_size, workers
+                ):
+                    writer.write(shard, tensors)
+                    clock.add(regions_of(writer, [shard]))
+                    if shared:  # what the others wrote meanwhile
+                        bar.update(max(0, regions_of(writer, writer.on_disk()) - bar.n))
+                done = writer.is_left_to_others()
+                if not done:
+                    if writer.needs_text:
+                        assert text is not None, "kind features needs the classes' text features"
+                        writer.write_text(text)
+                    if (writer.path / CLAIMS).exists():  # where other processes keep their time
+                        clock.join()
+                    done = writer.finish()
+        return RegionStore.open(writer.path) if writer.is_finished else None
 
-                def run(regions_BHW3: np.ndarray) -> np.ndarray:
-                    with torch.inference_mode():
-                        output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
-                    bar.update(len(regions_BHW3))
-                    return output_BX.float().cpu().numpy()
 
-                tensors = _shard_tensors(images_of[shard], spec, cut_images, run, batch_size)
-                writer.write(shard, tensors)
-                clock.add(len(images_of[shard]) * spec.num_regions)
-        if writer.needs_text:
-            assert text is not None, "kind features needs the text features of the classes"
-            writer.write_text(text)
-        writer.finish()
-        return RegionStore.open(writer.path)
+def regions_of(writer: StoreWriter, shards: Iterable[int]) -> int:
+    """Number of regions in some shards of a dump."""
+    return writer.spec.num_regions * sum(writer.ranges[shard][1] for shard in shards)
+
+
+def _shards(
+    writer: StoreWriter,
+    root: Path,
+    run: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
+    workers: int,
+) -> Iterator[tuple[int, Tensors]]:
+    """The shards that this process is to write, made one after the other."""
+    shards = _Shards(writer)
+    loader = DataLoader(
+        _CutImages(writer.spec, root),
+        batch_size=None,
+        sampler=shards,
+        num_workers=workers,
+        worker_init_fn=writer.worker_init(),
+    )
+    cut_images = iter(loader)
+    for cut_image in cut_images:
+        shard = shards.given.popleft()
+        first, count = writer.ranges[shard]
+        images = writer.spec.images[first : first + count]
+        cut_of_shard = itertools.chain([cut_image], cut_images)
+        yield shard, _shard_tensors(images, writer.spec, cut_of_shard, run, batch_size)
+
+
+class _Shards(Sampler):
+    """The images of one shard after the other. A shard is asked for when its images are wanted."""
+
+    def __init__(self, writer: StoreWriter) -> None:
+        self.writer = writer
+        self.given: deque[int] = deque()
+
+    def __iter__(self) -> Iterator[int]:
+        for shard in self.writer.to_do():
+            self.given.append(shard)
+            first, count = self.writer.ranges[shard]
+            yield from range(first, first + count)
 
 
 def _shard_tensors(
@@ -171,14 +223,14 @@ class _CutImages(Dataset):
     would reach the user inside that process's traceback.
     """
 
-    def __init__(self, images: Sequence[RegionImage], spec: RegionSpec, root: Path) -> None:
-        self.images, self.spec, self.root = images, spec, root
+    def __init__(self, spec: RegionSpec, root: Path) -> None:
+        self.spec, self.root = spec, root
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.spec.images)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...] | RegionStoreError:
-        stored = self.images[index]
+        stored = self.spec.images[index]
         try:
             image = read_image(str(self.root / stored.path), stored.height, stored.width)
         except RegionStoreError as error:
@@ -202,40 +254,67 @@ def dump_seconds(store: str | Path) -> float | None:
 
 
 class DumpClock:
-    """Wall time of a dump, summed over its restarts, in <store>.dump.json."""
+    """Wall time of a dump, summed over its sessions, in <store>.dump.json.
 
-    def __init__(
-        self, store: Path, spec: RegionSpec, device: str, started: float, fresh: bool
-    ) -> None:
-        self.path = dump_record_path(store)
+    A process that shares its dump keeps its session among the claims, until one joins them all.
+    """
+
+    def __init__(self, writer: StoreWriter, device: str, started: float) -> None:
+        self.path, self.claims = dump_record_path(writer.path), writer.path / CLAIMS
+        self.process = writer.process
         self.started = started
-        self.sessions: list[dict[str, Any]] = []
+        spec = writer.spec
         self.head = {"format": 1, "spec_id": spec.id, "teacher": spec.teacher, "device": device}
-        if not fresh:
-            self.sessions = self._earlier(spec)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.sessions.append({"started": now, "seconds": 0.0, "regions": 0, "device": device})
-
-    def _earlier(self, spec: RegionSpec) -> list[dict[str, Any]]:
-        try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-            sessions = record["sessions"] if record["spec_id"] == spec.id else []
-            return [s for s in sessions if s["seconds"] >= 0 and s["regions"] >= 0]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []  # lost or foreign: only the time is lost
+        self.session = {"started": now, "seconds": 0.0, "regions": 0, "device": device}
+        if self.process:
+            self.session["process"] = self.process
+        if writer.is_new:
+            self.path.unlink(missing_ok=True)  # of an earlier store of that name
+        self.others = self._others()
 
     def add(self, regions: int) -> None:
         """Note that so many more regions are safe on disk."""
-        session = self.sessions[-1]
-        session["regions"] += regions
-        session["seconds"] = round(time.perf_counter() - self.started, 3)
+        self.session["regions"] += regions
+        self.session["seconds"] = round(time.perf_counter() - self.started, 3)
+        if self.process:
+            self._write(self.claims / f"session_{self.process}.json", [self.session])
+        else:
+            self._write(self.path, [*self.others, self.session])
+
+    def join(self) -> None:
+        """Write the record of this process and of all that shared the dump."""
+        if self.process:
+            self.others = self._others()
+        self._write(self.path, [*self.others, *([self.session] if self.session["regions"] else [])])
+
+    def _others(self) -> list[dict[str, Any]]:
+        """Sessions of the record so far and of other processes, each once."""
+        files = [self.path, *sorted(self.claims.glob("session_*.json"))]
+        sessions, processes = [], {self.process}
+        for session in (session for file in files for session in self._read(file)):
+            process = session.get("process")
+            if process is None or process not in processes:
+                sessions.append(session)
+                processes.add(process)
+        return sessions
+
+    def _write(self, path: Path, sessions: list[dict[str, Any]]) -> None:
         record = {
             **self.head,
-            "seconds": round(sum(s["seconds"] for s in self.sessions), 3),
-            "regions": sum(s["regions"] for s in self.sessions),
-            "sessions": self.sessions,
+            "seconds": round(sum(s["seconds"] for s in sessions), 3),
+            "regions": sum(s["regions"] for s in sessions),
+            "sessions": sessions,
         }
-        write_whole(self.path, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            sessions = record["sessions"] if record["spec_id"] == self.head["spec_id"] else []
+            return [s for s in sessions if s["seconds"] >= 0 and s["regions"] >= 0]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return []  # lost or foreign: only the time is lost
 
 
 class TeacherAccuracy(NamedTuple):

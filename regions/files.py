@@ -59,15 +59,21 @@ def canonical_json(value: Any) -> str:
 # --- writing --------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a killed dump leaves no file that looks finished."""
-    unfinished = path.with_name(path.name + ".partial")
+def write_whole(path: Path, content: bytes, writer: str = "") -> None:
+    """Write beside, then rename: a killed dump leaves no file that looks finished.
+
+    writer: name of this process where several may write the same file; then the first one stays.
+    """
+    unfinished = path.with_name(f"{path.name}{writer and '.'}{writer}.partial")
     try:
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        if writer:
+            _put_first(unfinished, path)
+        else:
+            os.replace(unfinished, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk says which file it refused
@@ -80,6 +86,18 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _put_first(unfinished: Path, path: Path) -> None:
+    """Give a file its name unless there is one of that name already."""
+    try:
+        os.link(unfinished, path)  # unlike a rename, it never replaces
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links, or another process swept it away
+        if not path.exists():
+            os.replace(unfinished, path)
+    unfinished.unlink(missing_ok=True)
 
 
 def encode_tensors(tensors: Tensors, promise: dict[str, Any]) -> bytes:

@@ -1,6 +1,6 @@
 """The images of a dump, kept as arrays so that a store of a million opens at once.
 
-Letters: N images, P bytes of all paths together.
+Letters: N images, P bytes of all paths together, Q paths looked up.
 """
 
 from __future__ import annotations
@@ -146,15 +146,21 @@ class ImageTable(Sequence[RegionImage]):
     def find(self, paths: Sequence[str]) -> np.ndarray:
         """The index of each path, (len(paths),) int64; -1 where there is none."""
         wanted = [_encode(path) for path in paths]
-        hashes, order = self.tensors["hashes"], self.tensors["order"]
-        places = np.searchsorted(hashes, wanted_hashes := _hashes(wanted))
-        found = np.full(len(wanted), -1, np.int64)
-        for row, (place, path) in enumerate(zip(places.tolist(), wanted, strict=True)):
-            while place < self._count and hashes[place] == wanted_hashes[row]:
-                if self._path(int(order[place])) == path:
-                    found[row] = order[place]
-                    break
-                place += 1
+        hashes, order, ends = (self.tensors[name] for name in ("hashes", "order", "ends"))
+        blob, found = memoryview(self.tensors["paths"]), np.full(len(wanted), -1, np.int64)
+        hashes_Q = _hashes(wanted)
+        places_Q = np.searchsorted(hashes, hashes_Q)
+        queries = np.arange(len(wanted))
+        while len(queries):  # once, or again for the few whose hash stands for several paths
+            queries = queries[places_Q[queries] < self._count]
+            queries = queries[hashes[places_Q[queries]] == hashes_Q[queries]]
+            images = order[places_Q[queries]].astype(np.int64)
+            starts = np.where(images > 0, ends[images - 1], 0).tolist()
+            rows = zip(queries.tolist(), starts, ends[images].tolist(), strict=True)
+            same = np.array([blob[start:end] == wanted[query] for query, start, end in rows], bool)
+            found[queries[same]] = images[same]
+            queries = queries[~same]
+            places_Q[queries] += 1
         return found
 
     def _path(self, index: int) -> bytes:

@@ -12,8 +12,9 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -50,6 +51,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"  # written last: its presence says that the store is whole
 IN_PROGRESS = "in_progress.json"  # the manifest without files: fixes the spec of a running dump
 IMAGES = "images.safetensors"
+CLAIMS = ".claims"  # folder, while several processes write the dump
 TEXT = "text.safetensors"  # text features of the store's classes; kind features only
 MAX_MANIFEST = 2**26  # bytes; 1024 shards take 200 kB, 20,000 class names 500 kB
 VERIFY_AT_OPEN = 256 * 2**20  # bytes; the files of a larger store are verified at first touch
@@ -419,15 +421,21 @@ class RegionStore:
             seen[name] += 1
         return np.array(columns, np.int64)
 
+    def check_teacher(self, name: str, digest: str | None) -> None:
+        """Refuse another teacher, or other weights (None: not known, not compared)."""
+        if name != self.spec.teacher:
+            _refuse(self.path, "teacher", self.spec.teacher, name)
+        if digest not in (None, self.spec.teacher_digest):
+            _refuse(self.path, "teacher_digest", self.spec.teacher_digest, digest)
+
     def check_run(self, needs: RunNeeds) -> None:
         """Refuse a run that this store does not fit, naming the field and the way out.
 
         Raises RegionStoreError.
         """
+        self.check_teacher(needs.teacher, needs.teacher_digest)
         found = {**vars(self.spec), "template": self.template}
         for field in _SETTINGS:
-            if field == "teacher_digest" and needs.teacher_digest is None:
-                continue
             if found[field] != getattr(needs, field):
                 _refuse(self.path, field, found[field], getattr(needs, field))
         if needs.seed not in self.spec.image_seeds:
@@ -494,8 +502,6 @@ class RunNeeds:
 
 # field of the spec -> what the store holds, and the config key or flag that asks for it
 _SETTINGS = {
-    "teacher": ("logits of {}", "TRAINER.FDBPL.TEACHER"),
-    "teacher_digest": ("logits of a teacher with weights {}", ""),
     "template": ("logits for the prompt {!r}", "DATASET.TEMPLATE"),
     "num_regions": ("{} regions per image", "TRAINER.FDBPL.NUM_REGIONS"),
     "scale": ("regions with an area of {} of the image", "TRAINER.FDBPL.REGION_SCALE"),
@@ -504,6 +510,8 @@ _SETTINGS = {
 }
 _DUMP_SETTINGS = {
     **_SETTINGS,
+    "teacher": ("logits of {}", "TRAINER.FDBPL.TEACHER"),
+    "teacher_digest": ("logits of a teacher with weights {}", ""),
     "seed": ("regions drawn with seed {}", "--seed"),
     "image_seeds": ("images of the seeds {}", "--union-of-seeds"),
     "teacher_precision": ("logits computed in {}", "TRAINER.FDBPL.TEACHER_PREC"),
@@ -587,6 +595,8 @@ class StoreWriter:
     it keeps a second dump out of the folder meanwhile.
     """
 
+    process = ""  # a name of this process, where several write the same dump
+
     def __init__(self, path: str | Path, spec: RegionSpec, shard_images: int | None = None) -> None:
         """Start or continue. shard_images is for a new dump; a dump going on keeps its own.
 
@@ -597,12 +607,15 @@ class StoreWriter:
         self.path = Path(path).expanduser()
         self.spec = spec
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
+        self._lock = self._take_lock()
         try:
             self._start(shard_images)
         except BaseException:
             self.close()
             raise
+
+    def _take_lock(self) -> int | None:
+        return lock_folder(self.path)
 
     def _start(self, shard_images: int | None) -> None:
         found = find_dump(self.path)
@@ -610,14 +623,9 @@ class StoreWriter:
         if found:
             require_same_spec(self.path, found.spec, self.spec)
             shard_images, listed = found.shard_images, found.shards
-        self.shard_images = shard_images or images_per_shard(self.spec)
-        self.ranges = shard_ranges(self.spec, self.shard_images)
+        self._lay_out(shard_images)
         self.is_new = not found
-        self._shards: dict[int, Shard] = {}
-        for index in range(len(self.ranges)):
-            shard = self._whole_shard(index)
-            if shard and (listed is None or listed[index] == shard):
-                self._shards[index] = shard
+        self._find_whole(listed)
         if not found and not self._shards and any(self.path.glob("shard_*.safetensors")):
             raise RegionStoreError(
                 f"{self.path} has no {MANIFEST}, and its shards are not of this dump. Run the dump "
@@ -629,11 +637,27 @@ class StoreWriter:
             and all(self._whole_file(name) == found.files[name] for name in other_files(self.spec))
         )
         if not self.is_finished:
-            if not self._whole_file(IMAGES):
-                write_whole(self.path / IMAGES, self.spec.images.encode())
-            write_whole(self.path / IN_PROGRESS, encode_manifest(self._head()))
+            self._fix_spec(write_whole)
             (self.path / MANIFEST).unlink(missing_ok=True)
         self._clean()
+
+    def _lay_out(self, shard_images: int | None) -> None:
+        self.shard_images = shard_images or images_per_shard(self.spec)
+        self.ranges = shard_ranges(self.spec, self.shard_images)
+        self._shards: dict[int, Shard] = {}
+
+    def _find_whole(self, listed: Sequence[Shard] | None = None) -> None:
+        """Verify the shards that are there, and count those as written that are whole."""
+        for index in range(len(self.ranges)):
+            shard = self._whole_shard(index)
+            if shard and (listed is None or listed[index] == shard):
+                self._shards[index] = shard
+
+    def _fix_spec(self, put: Callable[[Path, bytes], None]) -> None:
+        """Say in the folder what dump it is for."""
+        if not self._whole_file(IMAGES):
+            put(self.path / IMAGES, self.spec.images.encode())
+        put(self.path / IN_PROGRESS, encode_manifest(self._head()))
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -681,14 +705,27 @@ class StoreWriter:
     def _clean(self) -> None:
         """Remove what a killed dump may have left half-written."""
         for unfinished in self.path.glob("*.partial"):
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)
         if self.is_finished:
             (self.path / IN_PROGRESS).unlink(missing_ok=True)
+            shutil.rmtree(self.path / CLAIMS, ignore_errors=True)
 
     @property
     def missing(self) -> list[int]:
         """Shards still to be written, in order."""
         return [index for index in range(len(self.ranges)) if index not in self._shards]
+
+    def to_do(self) -> Iterator[int]:
+        """The shards that this process is to write, one by one."""
+        yield from self.missing
+
+    def on_disk(self) -> set[int]:
+        """The shards that are written."""
+        return set(self._shards)
+
+    def is_left_to_others(self) -> bool:
+        """Whether other processes are at work on all that is missing: see regions.shared."""
+        return False
 
     @property
     def needs_text(self) -> bool:
@@ -708,19 +745,25 @@ class StoreWriter:
         check_shard(path, tensors, self.spec, num_images)
         promise = shard_promise(self.spec, index, first, num_images)
         content = encode_tensors(tensors, promise)
-        write_whole(path, content)
+        self._put(path, content)
         sha256 = hashlib.sha256(content).hexdigest()
         self._shards[index] = Shard(path.name, first, num_images, len(content), sha256)
+
+    def _put(self, path: Path, content: bytes) -> None:
+        write_whole(path, content)
 
     def write_text(self, text: np.ndarray) -> None:
         """Write the teacher's unit text features (C, D) of the spec's classes; kind features."""
         path, expected = self.path / TEXT, text_tensors(self.spec)
         tensors = _as_on_disk({"text": text}, expected)
         check_values(path, tensors, expected)
-        write_whole(path, encode_tensors(tensors, {"spec": self.spec.id}))
+        self._put(path, encode_tensors(tensors, {"spec": self.spec.id}))
 
-    def finish(self) -> None:
-        """Write the manifest, last of all: from now on the store is whole."""
+    def finish(self) -> bool:
+        """Write the manifest, last of all: from now on the store is whole.
+
+        Returns whether no work is left for this process; see regions.shared.
+        """
         assert not self.missing, f"shards {self.missing} are missing"
         shards = [self._shards[index]._asdict() for index in range(len(self.ranges))]
         files = {name: self._whole_file(name) for name in other_files(self.spec)}
@@ -729,9 +772,10 @@ class StoreWriter:
                 raise RegionStoreError(f"{self.path / name} is missing or damaged. {REDO}")
         rows = {name: file._asdict() for name, file in files.items()}
         manifest = {**self._head(), "shards": shards, "files": rows}
-        write_whole(self.path / MANIFEST, encode_manifest(manifest))
+        self._put(self.path / MANIFEST, encode_manifest(manifest))
         self.is_finished = True
         self._clean()
+        return True
 
     def close(self) -> None:
         """Let other dumps into the folder."""
@@ -793,19 +837,35 @@ def _leave_lock(path: Path, lock: int | None, _worker: int = 0) -> None:
                 os.close(lock)
 
 
-def _lock(path: Path) -> int | None:
-    """Lock the folder against a second dump, until the process ends or close() is called."""
+def lock_folder(path: Path, shared: bool = False) -> int | None:
+    """Lock the folder against a second dump, until the process ends or close() is called.
+
+    shared: only against one that is not shared, see regions.shared.
+    """
     if fcntl is None:
         return None
     folder = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise RegionStoreError(
-            f"another dump is writing to {path}. Wait for it, or give another --store."
-        ) from error
+        if relock(folder, shared):
+            return folder
     except OSError:  # network file systems without locks
         os.close(folder)
         return None
-    return folder
+    os.close(folder)
+    raise busy(path)
+
+
+def busy(path: Path) -> RegionStoreError:
+    return RegionStoreError(
+        f"another dump is writing to {path}. Wait for it, or give another --store. "
+        "(Processes that are to share one dump all need --shared, or torchrun.)"
+    )
+
+
+def relock(folder: int, shared: bool) -> bool:
+    """Change a lock between shared and exclusive; False: another process does not let us."""
+    try:
+        fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -343,12 +343,15 @@ def test_a_browser_shows_the_page_on_a_desk_and_on_a_phone(shown, tmp_path):
 
 def test_a_browser_paints_the_page_under_its_own_policy(shown, tmp_path):
     """The page as it is: a policy too strict would leave it without images and colours."""
-    _, _, page = shown
+    root, store, page = shown
     shot = tmp_path / "shot.png"
     browse(tmp_path, "--window-size=1200,1600", f"--screenshot={shot}", page.as_uri())
     with Image.open(shot) as image:
-        painted = np.asarray(image.convert("RGB"))
-    colours = {tuple(pixel) for pixel in painted[::3, ::3].reshape(-1, 3).tolist()}
-    assert len(colours) > 1000  # noise images
-    low = tuple(int(STOPS[0][i : i + 2], 16) for i in (1, 3, 5))
-    assert (painted == low).all(-1).any()  # the legend's dark end: styles are on
+        painted = set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+    first = look(store, root, 2, (), seed=1).images[0].pixels
+    noise = set(
+        map(tuple, np.asarray(first).reshape(-1, 3).tolist())
+    )  # enlarged in whole pixels, so its colours stay
+    assert len(noise & painted) > len(noise) / 2
+    dark = tuple(int(STOPS[0][i : i + 2], 16) for i in (1, 3, 5))
+    assert dark in painted  # the legend's dark end: styles are on

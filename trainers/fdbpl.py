@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
@@ -9,12 +12,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import losses
-from models.clip import LoadedClip, weights_digest
+from models.clip import LoadedClip, supported_precision, weights_digest
 from models.learners import DualContextLearner, initial_context
+from models.teacher import Teacher
 from models.templates import template_for
 from regions.dataset import RegionDataset, RegionSampler, collate_regions
 from regions.spec import relative_path
 from regions.store import RegionStore, RunNeeds
+from regions.text import with_text_of_run
 from trainers.coop import CoOp
 
 REGION_WEIGHTS = ("entropy", "none")
@@ -23,7 +28,7 @@ REGION_WEIGHTS = ("entropy", "none")
 class StoredRegions:
     """Objective: the student follows teacher logits that are read from a region store.
 
-    The teacher network is never loaded. Source: FDBPL, arXiv:2505.18053 (docs/METHOD.md).
+    The teacher network is not loaded for it. Source: FDBPL, arXiv:2505.18053 (docs/METHOD.md).
     """
 
     def teacher_name(self) -> str:
@@ -84,9 +89,20 @@ class StoredRegions:
             images=[relative_path(item.impath, cfg.DATASET.ROOT) for item in dataset.train_x],
             teacher_digest=weights_digest(cfg.TRAINER.FDBPL.TEACHER),
         )
+        store = with_text_of_run(store, needs, self.teacher_text)
         store.check_run(needs)
         print(f"Teacher logits of {len(needs.images)} images are read from {path}")
         return store
+
+    def teacher_text(self, classnames: Sequence[str], template: str) -> tuple[np.ndarray, str]:
+        """The teacher's text features (C, D), and the digest of its weights.
+
+        Asked for by a store of kind features whose text is of other classes or another template.
+        """
+        keys = self.cfg.TRAINER.FDBPL
+        precision = supported_precision(keys.TEACHER_PREC, self.device)
+        teacher = Teacher.load(keys.TEACHER, classnames, template, precision, self.device)
+        return teacher.text_features().float().cpu().numpy(), teacher.digest
 
     def build_region_loader(self, store: RegionStore) -> DataLoader:
         """Batches as Dassl draws them; every image brings REGIONS_PER_STEP of its regions."""

@@ -1,0 +1,65 @@
+"""What a benchmark keeps beside its numbers: machine, versions and commit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGES = ("numpy", "safetensors", "torch")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    cpu = platform.processor() or platform.machine()
+    info, memory = Path("/proc/cpuinfo"), None
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+        "system": platform.system(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the code, with -dirty when files of it were changed since."""
+    try:
+        ask = ["git", "-C", str(REPO), "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also keep the numbers there")
+
+
+def keep(path: Path | None, benchmark: str, options: dict[str, Any], results: Any) -> None:
+    """Write a benchmark's numbers with all that they depend on; no path, no file."""
+    if path is None:
+        return
+    versions = {"python": platform.python_version()}
+    versions.update({name: metadata.version(name) for name in PACKAGES})
+    record = {
+        "benchmark": benchmark,
+        "options": options,
+        "results": results,
+        "machine": machine(),
+        "versions": versions,
+        "commit": commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

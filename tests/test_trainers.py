@@ -255,7 +255,7 @@ def test_fdbpl_never_loads_the_teacher(world, store, monkeypatch):
 
 def test_learning_rate_follows_the_familys_schedule(world, store, capsys):
     """Epoch 1 at 1e-5, then the cosine from the full rate; the last batch shows the next one."""
-    run(world, store, "CoOp", "schedule", epochs=5)
+    run(world, store, "CoOp", "schedule", epochs=5, **{"OPTIM.LR": 0.002})
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("epoch [")]
     rates = [float(row.split(" lr ")[1].split()[0]) for row in rows if "batch [1/3]" in row]
     assert rates == [1e-5, 2e-3, 1.8090e-3, 1.3090e-3, 6.9098e-4]

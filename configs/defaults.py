@@ -10,16 +10,79 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base (first half of the classes), new (rest)
     cfg.DATASET.TEMPLATE = ""  # such as "a photo of a {}."; "" takes the data set's own
 
+    # Share of the hand-written prompt in the class features at test; several values: a sweep.
+    cfg.TEST.TEXT_INTERPOLATION = (0.0,)
+
     cfg.TRAINER.COOP = CfgNode()
     cfg.TRAINER.COOP.N_CTX = 16  # context tokens; CTX_INIT, when given, decides instead
     cfg.TRAINER.COOP.CTX_INIT = ""  # words the context starts from; "" draws it at random
     cfg.TRAINER.COOP.CSC = False  # class-specific contexts
     cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"  # end, middle or front
-    cfg.TRAINER.COOP.PREC = "fp16"  # fp32, fp16, amp or bf16; a CPU computes in fp32
+    cfg.TRAINER.COOP.PREC = "fp16"  # fp32, fp16, amp or bf16; a CPU has fp32 and bf16
+
+    cfg.TRAINER.COCOOP = CfgNode()
+    cfg.TRAINER.COCOOP.N_CTX = 16  # context tokens; CTX_INIT, when given, decides instead
+    cfg.TRAINER.COCOOP.CTX_INIT = ""
+    cfg.TRAINER.COCOOP.PREC = "fp16"
+
+    cfg.TRAINER.VPT = CfgNode()
+    cfg.TRAINER.VPT.N_CTX_VISION = 2  # prompt tokens beside the patches
+    cfg.TRAINER.VPT.PROMPT_DEPTH_VISION = 1  # image layers that get own prompts; 1: the first only
+    cfg.TRAINER.VPT.CTX_INIT = "a photo of a"  # the fixed words before each class name
+    cfg.TRAINER.VPT.PREC = "fp16"
+
+    cfg.TRAINER.IVLP = CfgNode()
+    cfg.TRAINER.IVLP.N_CTX_VISION = 2
+    cfg.TRAINER.IVLP.N_CTX_TEXT = 2  # learned; the other words of CTX_INIT stay as they are
+    cfg.TRAINER.IVLP.CTX_INIT = "a photo of a"
+    cfg.TRAINER.IVLP.PROMPT_DEPTH_VISION = 9  # 0: language prompts only
+    cfg.TRAINER.IVLP.PROMPT_DEPTH_TEXT = 9  # at least 1
+    cfg.TRAINER.IVLP.PREC = "fp16"
+
+    cfg.TRAINER.MAPLE = CfgNode()
+    cfg.TRAINER.MAPLE.N_CTX = 2  # learned; the other words of CTX_INIT stay as they are
+    cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"
+    cfg.TRAINER.MAPLE.PROMPT_DEPTH = 9  # layers of both towers that get own prompts; 1: the first
+    cfg.TRAINER.MAPLE.PREC = "fp16"
+
+    cfg.TRAINER.PROMPTSRC = CfgNode()
+    cfg.TRAINER.PROMPTSRC.N_CTX_VISION = 4
+    cfg.TRAINER.PROMPTSRC.N_CTX_TEXT = 4
+    cfg.TRAINER.PROMPTSRC.CTX_INIT = "a photo of a"
+    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION = 9
+    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT = 9
+    cfg.TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT = 25.0
+    cfg.TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT = 10.0
+    cfg.TRAINER.PROMPTSRC.GPA_MEAN = 15.0  # Gaussian over epochs that weighs their prompts
+    cfg.TRAINER.PROMPTSRC.GPA_STD = 1.0
+    cfg.TRAINER.PROMPTSRC.PREC = "fp16"
+
+    cfg.TRAINER.PROMPTKD = CfgNode()
+    cfg.TRAINER.PROMPTKD.N_CTX_VISION = 4  # prompts of the student's image tower
+    cfg.TRAINER.PROMPTKD.PROMPT_DEPTH_VISION = 9
+    cfg.TRAINER.PROMPTKD.TEACHER_NAME = "ViT-L/14"  # backbone of the teacher
+    cfg.TRAINER.PROMPTKD.TEACHER_DIR = ""  # run folder of PromptSRC that tuned the teacher
+    cfg.TRAINER.PROMPTKD.TEACHER_EPOCH = -1  # of its checkpoint; negative: the newest
+    cfg.TRAINER.PROMPTKD.TEMPERATURE = 1.0
+    cfg.TRAINER.PROMPTKD.KD_WEIGHT = 1000.0
+    # True: all training images of all classes, unlabelled, as its authors do (transductive).
+    # False: the few-shot images and the classes of the run, as every other method (inductive).
+    cfg.TRAINER.PROMPTKD.TRANSDUCTIVE = True
+    cfg.TRAINER.PROMPTKD.PREC = "fp16"
 
     cfg.TRAINER.KDPL = CfgNode()
     cfg.TRAINER.KDPL.TEACHER = "open_clip:ViT-H-14-quickgelu/dfn5b"
-    cfg.TRAINER.KDPL.TEACHER_PREC = "fp32"  # fp32, fp16 or bf16; a CPU computes in fp32
+    cfg.TRAINER.KDPL.TEACHER_PREC = "fp32"  # fp32, fp16 or bf16
+    # Class-agnostic distillation (KDPL-CA), also of stored regions (<M>_FDBPL, kind features).
+    cfg.TRAINER.KDPL.CLASS_AGNOSTIC = False
+    cfg.TRAINER.KDPL.VOCABULARY = ""  # file with one word or name a line
+    cfg.TRAINER.KDPL.K_MAX = 1000  # words a step learns from: those of the highest mean probability
+
+    # Of every trainer that learns from a teacher: <M>_KDPL and <M>_FDBPL. All off by default.
+    cfg.TRAINER.DISTILL = CfgNode()
+    cfg.TRAINER.DISTILL.LABEL_WEIGHT = 0.0  # cross-entropy with the true labels, beside the teacher
+    cfg.TRAINER.DISTILL.LABEL_LOGIT = 0.0  # added to the teacher's logit of the true class
+    cfg.TRAINER.DISTILL.UNIFORM_TEACHER = False  # control: a teacher that knows nothing
 
     cfg.TRAINER.FDBPL = CfgNode()
     # The teacher and its regions: what a dump contains, and what a run asks of its store.
@@ -42,4 +105,6 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.FDBPL.SIMILARITY_WEIGHT = 0.001
     cfg.TRAINER.FDBPL.CASCADE_WEIGHT = 0.1
     cfg.TRAINER.FDBPL.CASCADE_MARGIN = 0.2
-    cfg.TRAINER.FDBPL.LABEL_WEIGHT = 0.0  # cross-entropy with the true labels, ours
+    # Kind features: epochs of tuning the teacher's own prompt on the stored regions first; 0: none.
+    cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS = 0
+    cfg.TRAINER.FDBPL.TUNE_TEACHER_LR = 0.002

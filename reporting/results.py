@@ -39,7 +39,10 @@ class RunResult:
     Accuracies, macro F1 and error rate are percentages in full precision, times are seconds of
     wall clock, memory is bytes. `config` is the stem of --config-file. `seconds` has the keys
     setup, train, test, dump (None where there was none); dump is the time that the store this run
-    read took to make. `peak_memory_bytes` has the keys rss and device.
+    read took to make. `peak_memory_bytes` has the keys rss and device. `knobs` names what was
+    switched on beyond the method as published ("LABEL_LOGIT 16.0"), `transductive` a method that
+    saw unlabelled images of the test classes. `sweep` holds the accuracy for each value of
+    TEST.TEXT_INTERPOLATION where several were given; `accuracy` is that of the first.
     """
 
     trainer: str
@@ -67,6 +70,9 @@ class RunResult:
     seconds: dict[str, float | None]
     peak_memory_bytes: dict[str, int | None]
     store: dict[str, Any] | None = None
+    knobs: list[str] = field(default_factory=list)
+    transductive: bool = False
+    sweep: list[dict[str, float]] = field(default_factory=list)
     commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     finished: str = field(default_factory=now)
@@ -115,6 +121,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "epochs": (int, type(None)), "accuracy": (float, int), "macro_f1": (float, int),
     "error_rate": (float, int), "num_images": _WHOLE, "num_classes": _WHOLE, "seconds": (dict,),
     "peak_memory_bytes": (dict,), "store": (dict, type(None)), "commit": (str, type(None)),
+    "knobs": (list,), "transductive": (bool,), "sweep": (list,),
     "versions": (dict,), "finished": _TEXT, "format": _WHOLE,
 }  # fmt: skip
 _CHOICES = {"scope": ("all", "base", "new"), "split": ("test", "val")}

@@ -112,8 +112,8 @@ def read_checkpoint(path: Path) -> dict:
         checkpoint = _load_inert(path)
     except Exception as error:  # torch raises many kinds for a broken file
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({_first_line(error)}). It is cut off, or is no "
-            "file that torch.save wrote."
+            f"{path} cannot be read as a checkpoint ({_first_line(error)}). It is cut off, or no "
+            "program of this family wrote it."
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f"{path} holds no state_dict; give a file that a trainer saved.")

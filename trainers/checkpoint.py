@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 # name in an official state dict -> ours
@@ -75,8 +75,9 @@ def save_prompts(learner: nn.Module, folder: Path, epoch: int) -> None:
     state = {
         name: value.detach().cpu().contiguous() for name, value in learner.state_dict().items()
     }
+    content = save(state, {"learner": type(learner).__name__, "epoch": str(epoch)})
     partial = folder / f"prompts-{epoch}.safetensors.partial"
-    save_file(state, partial, {"learner": type(learner).__name__, "epoch": str(epoch)})
+    partial.write_bytes(content)
     partial.replace(folder / f"prompts-{epoch}.safetensors")
 
 

@@ -6,7 +6,7 @@ STALE seconds without a touch when it ran elsewhere or hangs. The asking process
 its own clock, so machines need not agree on the time.
 
 Claims save work and guard nothing: processes that make the same shard nevertheless (a hung one
-wakes up, a network file system shows old news) cost only time, see regions.store.
+wakes up, a network file system shows old news) cost only time, see regions.shared.
 """
 
 from __future__ import annotations

@@ -24,19 +24,13 @@ from tqdm import tqdm
 
 from regions.boxes import cut_all, sample_boxes
 from regions.dataset import read_image, reading, to_input
-from regions.files import DTYPES, Tensors
+from regions.files import DTYPES, Tensors, write_whole
 from regions.kinds import encode
+from regions.layout import CLAIMS, data_bytes, shard_tensors
 from regions.shared import SharedWriter
 from regions.spec import RegionImage, RegionSpec, relative_path
-from regions.store import (
-    CLAIMS,
-    RegionStore,
-    RegionStoreError,
-    StoreWriter,
-    data_bytes,
-    shard_tensors,
-    write_whole,
-)
+from regions.store import RegionStore, RegionStoreError
+from regions.writer import StoreWriter
 
 # images (B, 3, H, W) float32 -> logits (B, C), or unit image features (B, D) for kind features
 Teacher = Callable[[Tensor], Tensor]
@@ -188,7 +182,7 @@ def _shard_tensors(
     run: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
 ) -> Tensors:
-    """What a shard keeps of its images: see regions.store.shard_tensors."""
+    """What a shard keeps of its images: see regions.layout.shard_tensors."""
     tensors = {
         name: np.empty(tensor.shape, DTYPES[tensor.dtype])
         for name, tensor in shard_tensors(spec, len(images)).items()

@@ -15,19 +15,12 @@ from pathlib import Path
 
 from regions.claims import Claims
 from regions.files import RegionStoreError, Tensors, write_whole
+from regions.fit import require_same_spec
+from regions.layout import CLAIMS, MANIFEST, TEXT, shard_name
+from regions.lock import busy, lock_folder, relock
+from regions.manifest import find_dump
 from regions.spec import RegionSpec
-from regions.store import (
-    CLAIMS,
-    MANIFEST,
-    TEXT,
-    StoreWriter,
-    busy,
-    find_dump,
-    lock_folder,
-    relock,
-    require_same_spec,
-    shard_name,
-)
+from regions.writer import StoreWriter
 
 FINISH = "manifest"  # name of the claim on finishing; shards are claimed by number
 START = 600.0  # seconds to wait for another process's start, which verifies the shards that exist

@@ -18,17 +18,12 @@ import region_world as world
 import safetensors.numpy
 
 import regions.store
+from regions.fit import require_same_spec
 from regions.kinds import encode
+from regions.manifest import encode_manifest, find_dump
 from regions.spec import RegionImage, RegionSpec
-from regions.store import (
-    RegionStore,
-    RegionStoreError,
-    RunNeeds,
-    StoreWriter,
-    encode_manifest,
-    find_dump,
-    require_same_spec,
-)
+from regions.store import RegionStore, RegionStoreError, RunNeeds
+from regions.writer import StoreWriter
 
 GOLDEN = Path(__file__).parent / "golden" / "region_store_v1"
 GOLDEN_ID = "b6c3d68739f94bddf636dcfc207d318235319d4f648be60137585ea3fe5d1e77"

@@ -1,7 +1,7 @@
 """The reading of a finished store: open it, see whether it fits, and read regions of its images.
 
-Letters: R regions of one image, M regions per image, N images of a shard, C classes of the store,
-T classes of a run, D width of a feature.
+Letters: B images read at once, R regions of one image, M regions per image, N images of a shard,
+C classes of the store, T classes of a run, D width of a feature.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from regions.files import (
+    DTYPES,
     REDO,
     RegionStoreError,
     Tensors,
@@ -28,7 +29,15 @@ from regions.files import (
 )
 from regions.fit import OTHER_IMAGES, SETTINGS, RunNeeds, refuse
 from regions.kinds import decode
-from regions.layout import IN_PROGRESS, MANIFEST, TEXT, check_shard, parse_shard, text_tensors
+from regions.layout import (
+    IN_PROGRESS,
+    MANIFEST,
+    TEXT,
+    check_shard,
+    parse_shard,
+    shard_tensors,
+    text_tensors,
+)
 from regions.manifest import Manifest, read_manifest
 
 VERIFY_AT_OPEN = 256 * 2**20  # bytes; the files of a larger store are verified at first touch
@@ -189,6 +198,44 @@ class RegionStore:
         rows = {name: array[row, region_indices] for name, array in self.arrays(shard).items()}
         if not self.is_small:
             self._let_go()
+        return self._rows(rows, columns)
+
+    def read_batch(
+        self,
+        image_indices: np.ndarray,
+        region_indices: np.ndarray,
+        columns: np.ndarray | None = None,
+    ) -> RegionRows:
+        """Copy R regions of each of B images, as read does, in a third of its time.
+
+        Args:
+            image_indices: (B,) integers.
+            region_indices: (B, R) integers, those of each image.
+            columns: as in read.
+        Returns:
+            boxes (B, R, 4), flips (B, R) and logits (B, R, T).
+        Raises:
+            IndexError: there is no such image or region.
+        """
+        images_B, regions_BR = np.asarray(image_indices), np.asarray(region_indices)
+        for noun, index, end in (
+            ("image", images_B, len(self)),
+            ("region", regions_BR, self.spec.num_regions),
+        ):
+            if index.size and not 0 <= index.min() <= index.max() < end:
+                raise IndexError(f"{noun} {index.min()} to {index.max()} of {end}")
+        tensors = shard_tensors(self.spec, 1)
+        rows = {
+            name: np.empty((*regions_BR.shape, *tensor.shape[2:]), DTYPES[tensor.dtype])
+            for name, tensor in tensors.items()
+        }
+        for place, image in enumerate(images_B.tolist()):
+            shard, row = divmod(image, self.shard_images)
+            arrays, regions_R = self.arrays(shard), regions_BR[place]
+            for name, out in rows.items():  # clip: checked above, and raise would copy twice
+                arrays[name][row].take(regions_R, 0, out[place], "clip")
+            if not self.is_small:
+                self._let_go()
         return self._rows(rows, columns)
 
     def read_shard(self, shard: int, columns: np.ndarray | None = None) -> RegionRows:

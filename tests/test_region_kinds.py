@@ -215,6 +215,22 @@ def test_a_reader_written_from_the_documentation_reads_every_kind(name):
 
 
 @pytest.mark.parametrize("name", world.GOLDEN_KINDS)
+@pytest.mark.parametrize("columns", [None, [2, 0]])
+def test_a_batch_is_what_single_reads_give(name, columns):
+    store = RegionStore.open(GOLDEN / name)
+    images_B, regions_BR = np.array([2, 0, 2]), np.array([[1, 0], [0, 0], [0, 1]])
+    columns = None if columns is None else np.array(columns)
+    batch = store.read_batch(images_B, regions_BR, columns)
+    for place in range(3):
+        rows = store.read(int(images_B[place]), regions_BR[place], columns)
+        for found, wanted in zip(batch, rows, strict=True):
+            assert found.dtype == wanted.dtype and np.array_equal(found[place], wanted)
+    for images, places in (([3], [[0]]), ([-1], [[0]]), ([0], [[2]]), ([0], [[-1]])):
+        with pytest.raises(IndexError):
+            store.read_batch(np.array(images), np.array(places))
+
+
+@pytest.mark.parametrize("name", world.GOLDEN_KINDS)
 def test_the_shapes_on_disk_are_the_documented_ones(name):
     """And the table of tensors in the document names every one of them."""
     spec = RegionStore.open(GOLDEN / name).spec

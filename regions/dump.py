@@ -5,6 +5,7 @@ Letters: R regions of one image, N images of a shard, B regions per teacher pass
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -272,7 +273,8 @@ class DumpClock:
         self.session["regions"] += regions
         self.session["seconds"] = round(time.perf_counter() - self.started, 3)
         if self.process:
-            self._write(self.claims / f"session_{self.process}.json", [self.session])
+            with contextlib.suppress(FileNotFoundError):  # the others have finished the dump
+                self._write(self.claims / f"session_{self.process}.json", [self.session])
         else:
             self._write(self.path, [*self.others, self.session])
 
@@ -300,7 +302,7 @@ class DumpClock:
             "regions": sum(s["regions"] for s in sessions),
             "sessions": sessions,
         }
-        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode(), self.process)
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         try:

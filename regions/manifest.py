@@ -61,7 +61,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         if path.stat().st_size > MAX_MANIFEST:
             raise RegionStoreError(damaged)
-        manifest = json.loads(path.read_bytes().decode(), parse_constant=_no_constant)
+        content = path.read_bytes()
+        manifest = json.loads(content.decode(), parse_constant=_no_constant)
     except FileNotFoundError as error:
         raise RegionStoreError(f"{path} is missing.") from error
     except OSError as error:
@@ -78,8 +79,11 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         checksum = manifest.pop("sha256")
-        if checksum != hashlib.sha256(canonical_json(manifest).encode()).hexdigest():
+        encoded = encode_manifest(manifest)
+        if checksum != json.loads(encoded)["sha256"]:
             raise ValueError("its checksum is not its own")
+        if content != encoded:
+            raise ValueError("it is not canonical JSON and one line end")
         return _parse_manifest(path, manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RegionStoreError(f"{damaged} ({error})") from error

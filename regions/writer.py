@@ -164,7 +164,8 @@ class StoreWriter:
         for unfinished in self.path.glob("*.partial"):
             unfinished.unlink(missing_ok=True)
         if self.is_finished:
-            (self.path / IN_PROGRESS).unlink(missing_ok=True)
+            if (self.path / IN_PROGRESS).exists():  # a finished store may be read-only
+                (self.path / IN_PROGRESS).unlink(missing_ok=True)
             shutil.rmtree(self.path / CLAIMS, ignore_errors=True)
 
     @property

@@ -181,8 +181,9 @@ def test_a_run_that_stopped_and_went_on_ends_with_the_same_bits(world, store, na
 def test_terms_switch_off_and_on(world, store, capsys):
     keys = dict.fromkeys(
         ("REJECT_WEIGHT", "SIMILARITY_WEIGHT", "CASCADE_WEIGHT"), 0.0
-    ) | {"LABEL_WEIGHT": 0.5, "REGIONS_PER_STEP": 2}  # fmt: skip
+    ) | {"REGIONS_PER_STEP": 2}  # fmt: skip
     keys = {f"TRAINER.FDBPL.{key}": value for key, value in keys.items()}
+    keys["TRAINER.DISTILL.LABEL_WEIGHT"] = 0.5
     run(world, store, "FDBPL", "terms", epochs=1, **keys)
     line = next(row for row in capsys.readouterr().out.splitlines() if row.startswith("epoch ["))
     assert " distill " in line and " labels " in line

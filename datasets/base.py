@@ -84,10 +84,14 @@ class CheckedDataset(DatasetBase):
                 "DATASET.STRICT False to go on with what is there."
             )
         if problems:
-            print(f"Warning: {name} is not as it should be (DATASET.STRICT False). {told(problems)}")
+            print(
+                f"Warning: {name} is not as it should be (DATASET.STRICT False). {told(problems)}"
+            )
             split = close_gaps(without_missing(images, split))
         if not split.test or not (split.train or self.evaluation_only):
-            raise ValueError(f"{name}: {images} gives no image to train or test on. Next: {remedy}.")
+            raise ValueError(
+                f"{name}: {images} gives no image to train or test on. Next: {remedy}."
+            )
         if self.evaluation_only:
             train, val = split.test, []
         else:
@@ -99,7 +103,8 @@ class CheckedDataset(DatasetBase):
                 train, val = few_shot_split(to_draw.train, to_draw.val, shots, seed)
             val = split.test if self.val_is_test else val
         train, val, test = subsample_classes(
-            cfg.DATASET.SUBSAMPLE_CLASSES, *(datums(images, part) for part in (train, val, split.test))
+            cfg.DATASET.SUBSAMPLE_CLASSES,
+            *(datums(images, part) for part in (train, val, split.test)),
         )
         super().__init__(train_x=train, val=val or None, test=test)
         if self.num_classes != len(self.classnames):  # Dassl counts them in two ways
@@ -216,7 +221,9 @@ def size_problems(name: str, folder: Path, split: Split) -> list[str]:
     for part in SPLITS:
         expected = getattr(sizes, part)
         if expected is not None and counted[part] != expected:
-            problems.append(f"{folder}: {counted[part]:,} {part} images found, {expected:,} expected")
+            problems.append(
+                f"{folder}: {counted[part]:,} {part} images found, {expected:,} expected"
+            )
     labels = {entry.label for entry in split.train or split.test}
     if len(labels) != sizes.classes:
         problems.append(f"{folder}: {len(labels)} classes found, {sizes.classes} expected")

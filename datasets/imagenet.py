@@ -80,9 +80,7 @@ def name_problems(folder: Path) -> list[str]:
     ]
 
 
-def _listing(
-    images: Path, part: str, names: dict[str, str], label: dict[str, int]
-) -> list[Entry]:
+def _listing(images: Path, part: str, names: dict[str, str], label: dict[str, int]) -> list[Entry]:
     return [
         Entry(f"{part}/{wnid}/{image}", label[wnid], names[wnid])
         for wnid in subfolders(images / part)

@@ -60,7 +60,7 @@ class ImageFolder(OwnDataset):
             split = Split(*(_images(folder, f"{part}/", classes) for part in SPLITS))
         else:
             raise ValueError(
-                f"{folder} has {' and '.join(present)}, but train and test are needed (val is not). "
+                f"{folder} has {' and '.join(present)}, but train and test are needed, val is not. "
                 "Add the folder, or put the class folders into one folder for an automatic split."
             )
         names = folder_names(folder / "classnames.txt")

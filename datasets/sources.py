@@ -8,9 +8,9 @@ None of the addresses could be called from where this was written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-DRIVE = "https://drive.google.com/uc?id="
+DRIVE = "drive:"  # and an id: a file on Google Drive
 CALTECH = "http://www.vision.caltech.edu/Image_Datasets/Caltech101"
 VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 CARS = "http://ai.stanford.edu/~jkrause/car196"
@@ -26,15 +26,22 @@ class Part:
     """One file to fetch.
 
     Without `makes` it is used as it is. An archive is unpacked, and each of `makes` is moved to the
-    data set's folder from wherever it lies in it; "images<-sketch" renames it on the way.
+    data set's folder from wherever it lies in it; "images<-sketch" renames it on the way. Parts
+    that make the same thing are tried in order.
     """
 
     file: str
-    urls: tuple[str, ...] = ()  # tried in order; those that start with DRIVE go through gdown
+    urls: tuple[str, ...]  # tried in order; those that start with DRIVE go through gdown
     md5: str = ""
     makes: tuple[str, ...] = ()
     inner: str = ""  # an archive inside the archive, which holds what is wanted
     limit: int = 2 * GB  # bytes that unpacking may write
+    annotations: bool = False  # needed only where the split file cannot be had
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """What lies in the data set's folder afterwards."""
+        return tuple(name.partition("<-")[0] for name in self.makes) or (self.file,)
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,18 @@ class Source:
     parts: tuple[Part, ...]
     mirror: str = ""  # one archive of the whole folder, tried where a part cannot be had
     limit: int = 2 * GB  # of the mirror's archive
-    copied: tuple[str, ...] = ()  # files taken from another data set's folder if they are there
+    copied: tuple[str, ...] = ()  # files taken from another folder under the root, if there
     manual: str = ""  # what a user does where all addresses fail
-    wanted: tuple[str, ...] = field(default=())  # what makes it usable; default: all parts
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What a usable data set has in its folder."""
+        products = [name for part in self.parts if not part.annotations for name in part.products]
+        return tuple(dict.fromkeys(products))
 
 
-def _drive(file: str, drive_id: str) -> Part:
-    return Part(file, (DRIVE + drive_id,))
+def _drive(file: str, drive_id: str, **more) -> Part:
+    return Part(file, (DRIVE + drive_id,), **more)
 
 
 def _archive(file: str, urls: tuple[str, ...], makes: tuple[str, ...], **more) -> Part:
@@ -81,6 +93,11 @@ SOURCES = {
                 md5="3138e1922a9193bfa496528edbbc45d0",
                 inner="101_ObjectCategories.tar.gz",
             ),
+            _archive(
+                "101_ObjectCategories.tar.gz",
+                (f"{CALTECH}/101_ObjectCategories.tar.gz",),
+                ("101_ObjectCategories",),
+            ),
             _drive("split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
         ),
         mirror="caltech-101.zip",
@@ -98,22 +115,33 @@ SOURCES = {
                 (f"{VGG}/pets/data/annotations.tar.gz",),
                 ("annotations",),
                 md5="95a8c909bbe2e81eed6a22bccdf3f68f",
+                annotations=True,
             ),
             _drive("split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
         ),
         mirror="oxford_pets.zip",
-        wanted=("images", "split_zhou_OxfordPets.json"),
     ),
     "StanfordCars": Source(
         (
             _archive("cars_train.tgz", (f"{CARS}/cars_train.tgz",), ("cars_train",), limit=4 * GB),
             _archive("cars_test.tgz", (f"{CARS}/cars_test.tgz",), ("cars_test",), limit=4 * GB),
             _drive("split_zhou_StanfordCars.json", "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT"),
+            _archive(
+                "car_devkit.tgz",
+                ("https://ai.stanford.edu/~jkrause/cars/car_devkit.tgz",),
+                ("devkit",),
+                annotations=True,
+            ),
+            Part(
+                "cars_test_annos_withlabels.mat",
+                (f"{CARS}/cars_test_annos_withlabels.mat",),
+                annotations=True,
+            ),
         ),
         mirror="stanford_cars.zip",
         limit=8 * GB,
         manual="the authors' server has not answered since 2023. Get the folders cars_train and "
-        "cars_test from somebody who has them (an annotated copy is among "
+        "cars_test from somebody who has them (a copy is said to be in "
         f"{HUGGING}/zhengli97/prompt_learning_dataset) and put them into {{folder}}",
     ),
     "OxfordFlowers": Source(
@@ -128,19 +156,19 @@ SOURCES = {
                 "imagelabels.mat",
                 (f"{VGG}/flowers/102/imagelabels.mat",),
                 md5="e0620be6f572b9609742df49c70aed4d",
+                annotations=True,
             ),
-            _drive("cat_to_name.json", "1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"),
+            _drive("cat_to_name.json", "1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0", annotations=True),
             _drive("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
         ),
         mirror="oxford_flowers.zip",
-        wanted=("jpg", "split_zhou_OxfordFlowers.json"),
     ),
     "Food101": Source(
         (
             _archive(
                 "food-101.tar.gz",
                 ("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",),
-                ("images", "meta"),
+                ("images",),
                 md5="85eeb15f3717b99a5da872d97d918f87",
                 limit=12 * GB,
             ),
@@ -148,7 +176,6 @@ SOURCES = {
         ),
         mirror="food101.zip",
         limit=12 * GB,
-        wanted=("images", "split_zhou_Food101.json"),
     ),
     "FGVCAircraft": Source(
         (
@@ -178,24 +205,29 @@ SOURCES = {
                 limit=60 * GB,
             ),
             _drive("split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
+            _archive(
+                "Partitions.zip",
+                ("https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",),
+                ("ClassName.txt", "Training_01.txt", "Testing_01.txt"),
+                annotations=True,
+            ),
         ),
         mirror="sun397.zip",
         limit=60 * GB,
-        manual="the authors' server no longer has the file. Get SUN397.tar.gz (37 GB) from somebody "
-        "who has it, or from OpenDataLab, into {folder}, and run this command again",
+        manual="the authors' server no longer has the file. Get SUN397.tar.gz (37 GB) from "
+        "somebody who has it, or from OpenDataLab, into {folder}, and run this command again",
     ),
     "DescribableTextures": Source(
         (
             _archive(
                 "dtd-r1.0.1.tar.gz",
                 (f"{VGG}/dtd/download/dtd-r1.0.1.tar.gz",),
-                ("images", "imdb", "labels"),
+                ("images",),
                 md5="fff73e5086ae6bdbea199a49dfb8a4c1",
             ),
             _drive("split_zhou_DescribableTextures.json", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"),
         ),
         mirror="dtd.zip",
-        wanted=("images", "split_zhou_DescribableTextures.json"),
     ),
     "EuroSAT": Source(
         (

@@ -9,10 +9,12 @@ import contextlib
 import errno
 import hashlib
 import http.client
+import inspect
 import io
 import json
 import os
 import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -236,10 +238,19 @@ def _fetch_from_drive(url: str, part: Path) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)  # gdown's own begun file has another name, and is continued
     print(f"Downloading {part.name.removesuffix('.part')} from Google Drive", flush=True)
+    known = inspect.signature(gdown.download).parameters
+    timeout = {"timeout": TIMEOUT} if "timeout" in known else {}  # gdown 6
     last = None
     for attempt in range(TRIES):
         try:
-            if gdown.download(url, str(part), resume=True, use_cookies=False, quiet=True):
+            if gdown.download(
+                url,
+                str(part),
+                resume=True,
+                use_cookies=False,
+                quiet=not sys.stderr.isatty(),
+                **timeout,
+            ):
                 return
             raise DownloadError("Google Drive does not hand the file out")
         except (DownloadError, KeyboardInterrupt):

@@ -28,6 +28,7 @@ DRIVE = "drive:"  # and a file's id: Google Drive, through gdown
 DRIVE_ADDRESS = "https://drive.google.com/uc?id="
 TIMEOUT = 60  # seconds without a byte
 TRIES = 5  # in a row without a new byte, before the next mirror
+TRIES_TO_CONNECT = 2  # of a server that cannot be reached at all
 PAUSE = 1.0  # seconds before the second try; doubles with every one
 CHUNK = 1 << 20
 HEADERS = {"User-Agent": "Mozilla/5.0 (datasets.prepare)", "Accept-Encoding": "identity"}
@@ -134,7 +135,7 @@ def _note(part: Path) -> Path:
 def _fetch_over_http(url: str, part: Path) -> None:
     """Download to `part`, continuing what is there if it is of the same address and version."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    note, failed = _read_note(part), 0
+    note, failed, tries = _read_note(part), 0, TRIES
     if note.get("url") != url:
         part.unlink(missing_ok=True)
     while True:
@@ -152,9 +153,10 @@ def _fetch_over_http(url: str, part: Path) -> None:
             if getattr(error, "filename", None) or getattr(error, "errno", None) in FULL:
                 raise  # the disk's, not the network's
             told = str(getattr(error, "reason", error)) or type(error).__name__
+            tries = TRIES_TO_CONNECT if isinstance(error, urllib.error.URLError) else TRIES
         failed = 0 if _size(part) > before else failed + 1
-        if failed >= TRIES:
-            raise DownloadError(f"{told}; {TRIES} tries")
+        if failed >= tries:
+            raise DownloadError(f"{told}; {failed} tries")
         time.sleep(PAUSE * 2**failed)
 
 
@@ -257,7 +259,10 @@ def _fetch_from_drive(url: str, part: Path) -> None:
             raise
         except Exception as error:  # gdown's versions raise different ones
             last = error
-            if type(error).__name__ == "FileURLRetrievalError":  # quota, permission: not a cut
+            told = type(error).__name__
+            if told == "FileURLRetrievalError":  # quota, permission: not a cut
+                break
+            if told == "ConnectionError" and attempt + 1 >= TRIES_TO_CONNECT:
                 break
             time.sleep(PAUSE * 2**attempt)
     plain = " ".join(str(last).split())

@@ -12,6 +12,8 @@ from datasets.fewshot import Entry, Split, files, subfolders
 
 # The names of CLIP's list that stand for two classes each; lists made from WordNet have others.
 TWICE = {"missile", "sunglasses"}
+NUM_CLASSES = 1000
+VAL_PER_CLASS = 50
 
 
 @DATASET_REGISTRY.register()
@@ -53,9 +55,10 @@ class ImageNet(FamilyDataset):
                 problems.append(f"{place}: {foreign[0]} found, which classnames.txt does not have")
         count = Counter(entry.path.split("/")[1] for entry in split.test)
         problems += [
-            f"{folder / cls.image_dir / 'val' / wnid}: {count[wnid]} images found, 50 expected"
+            f"{folder / cls.image_dir / 'val' / wnid}: {count[wnid]} images found, "
+            f"{VAL_PER_CLASS} expected"
             for wnid in sorted(count)
-            if count[wnid] != 50
+            if count[wnid] != VAL_PER_CLASS
         ]
         return problems
 
@@ -71,11 +74,11 @@ def name_problems(folder: Path) -> list[str]:
     """Is classnames.txt CLIP's list? It has 1000 lines, and two names that occur twice."""
     names = read_classnames(folder)
     twice = {name for name, count in Counter(names.values()).items() if count > 1}
-    if len(names) == 1000 and twice == TWICE:
+    if len(names) == NUM_CLASSES and twice == TWICE:
         return []
     return [
         f"{folder / 'classnames.txt'}: {len(names)} names found, among them "
-        f"{', '.join(sorted(twice)) or 'none'} more than once; 1000 expected, with "
+        f"{', '.join(sorted(twice)) or 'none'} more than once; {NUM_CLASSES} expected, with "
         f"{' and '.join(sorted(TWICE))} twice: other lists give other results"
     ]
 

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> bool:
         by_hand = [] if args.verify else prepare(name, root, args.delete_archives)
         report = verify(name, root, args.decode)
         if not report.complete and by_hand:
-            report.next_step = f"{by_hand[-1]}" if len(by_hand) == 1 else "see below"
+            report.next_step = "by hand, see below"
             report.problems += by_hand
         reports.append(report)
     print(table(reports))
@@ -322,9 +322,7 @@ def table(reports: list[Report]) -> str:
         classes = f"{report.classes} / {sizes.classes}"
         rows.append([report.name, classes, *counts, report.verdict, report.next_step])
     headers = ["data set", "classes found / expected", *SPLITS, "verdict", "next step"]
-    return tabulate(
-        rows, headers, disable_numparse=True, maxcolwidths=[None, 16] + [None] * 4 + [60]
-    )
+    return tabulate(rows, headers, disable_numparse=True)
 
 
 def run(argv: list[str] | None = None) -> int:

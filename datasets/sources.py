@@ -142,7 +142,8 @@ SOURCES = {
         limit=8 * GB,
         manual="the authors' server has not answered since 2023. Get the folders cars_train and "
         "cars_test from somebody who has them (a copy is said to be in "
-        f"{HUGGING}/zhengli97/prompt_learning_dataset) and put them into {{folder}}",
+        f"{HUGGING}/zhengli97/prompt_learning_dataset) and put them into {{folder}}, then run "
+        "this command again",
     ),
     "OxfordFlowers": Source(
         (

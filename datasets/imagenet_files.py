@@ -22,7 +22,6 @@ NUM_VAL = 50_000
 def lay_out(folder: Path) -> list[str]:
     """Make images/train and images/val of what lies in the folder; return what went wrong."""
     images, failures = folder / "images", []
-    images.mkdir(exist_ok=True)
     try:
         if not (images / "train").exists() and _is_right(folder / TRAIN):
             staging = images / ".unpacking-train"

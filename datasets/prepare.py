@@ -53,6 +53,7 @@ STEMS = {  # yaml of configs/datasets -> registry name; ImageNet first: others c
     "imagenet_a": "ImageNetA",
     "imagenet_r": "ImageNetR",
 }
+SMALL = (".json", ".txt")  # split files and lists, beside the images
 
 
 def main(argv: list[str] | None = None) -> bool:
@@ -138,12 +139,16 @@ def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:
     if name == "ImageNet":
         failures += imagenet_files.lay_out(folder)
     absent = _absent(source, folder)
-    if not absent and not failures:
-        return []
-    steps = list(failures) if absent or name == "ImageNet" else []
-    if source.manual and (absent or not (folder / "images" / "val").is_dir()):
+    images = [product for product in absent if not product.endswith(SMALL)]
+    if name == "ImageNet":  # its archives are no parts: they are behind a login
+        images = [part for part in ("train", "val") if not (folder / "images" / part).is_dir()]
+        steps = failures
+    else:
+        steps = failures if absent else []
+    if images and source.manual:
         steps.append(source.manual.format(folder=folder))
-    elif absent:
+        absent = [product for product in absent if product.endswith(SMALL)]
+    if absent:
         steps.append(_by_hand(source, folder, absent))
     return steps
 
@@ -170,7 +175,7 @@ def _get_from_mirror(
 ) -> None:
     """Take what is absent from the archive of the whole folder, or only a small file of it."""
     url, absent = f"{MIRROR}/{source.mirror}", _absent(source, folder)
-    small = [name for name in absent if name.endswith((".json", ".txt"))]
+    small = [name for name in absent if name.endswith(SMALL)]
     try:
         if absent == small:
             for name in small:
@@ -297,10 +302,13 @@ def broken_images(paths: list[Path], name: str) -> list[str]:
             return f"{path}: broken ({' '.join(str(error).split())}); fetch it again"
         return ""
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        reasons = pool.map(reason, paths)
-        bar = tqdm(reasons, total=len(paths), desc=f"Decoding {name}", unit="img", disable=None)
-        return [text for text in bar if text]
+    told = []
+    bar = tqdm(total=len(paths), desc=f"Decoding {name}", unit="img", disable=None)
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(paths), 1000):  # not a million tasks at once
+            told += [text for text in pool.map(reason, paths[first : first + 1000]) if text]
+            bar.update(len(paths[first : first + 1000]))
+    return told
 
 
 def table(reports: list[Report]) -> str:

@@ -79,6 +79,7 @@ IMAGENET_FILES = {  # name -> MD5; behind a login, so they are put into the fold
 SOURCES = {
     "ImageNet": Source(
         (CLASSNAMES,),
+        mirror="imagenetv2.zip",  # for its copy of classnames.txt
         manual="register at https://image-net.org, download ILSVRC2012_img_train.tar, "
         "ILSVRC2012_img_val.tar (Training and Validation images, Task 1 & 2) and "
         "ILSVRC2012_devkit_t12.tar.gz (Development kit, Task 1 & 2) of ILSVRC2012 into "

@@ -393,6 +393,16 @@ def test_another_list_of_imagenet_names_is_told(tmp_path, capsys):
     assert "classnames.txt" not in capsys.readouterr().out
 
 
+def test_clips_own_list_of_names_is_accepted(tmp_path, capsys):
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # as in CLIP's notebook
+
+    folder = build("ImageNetA", tmp_path)
+    lines = [f"{wnid} {name}" for wnid, name in zip(wnids(), IMAGENET_CLASSNAMES, strict=True)]
+    (folder / "classnames.txt").write_text("\n".join(lines))
+    assert load(tmp_path, "ImageNetA").classnames[0] == IMAGENET_CLASSNAMES[3]
+    assert "classnames.txt" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_missing_folders_and_lists_name_the_next_command(tmp_path, name):
     stem, folder, _ = WORLDS[name]

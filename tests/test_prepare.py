@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -263,9 +264,8 @@ def test_without_any_split_file_the_annotations_are_fetched_and_said_so(
     server.drive = dict.fromkeys(server.drive, "")
     code, out = run(tmp_path / "data", capsys, "stanford_cars")
     assert code == 1 and "split not the published one" in " ".join(out.split())
-    assert "https://drive.google.com/uc?id=1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT" in out or (
-        "the authors' server has not answered since 2023" in out
-    )
+    assert "https://drive.google.com/uc?id=1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT" in out
+    assert "Get the folders cars_train and cars_test" not in out  # they are there
     assert load(tmp_path / "data", "StanfordCars", strict=True).num_classes == 3
 
 
@@ -304,6 +304,15 @@ def test_class_names_are_copied_from_imagenet(offer, server, tmp_path, capsys):
     write_classnames(tmp_path / "data/imagenet")
     assert run(tmp_path / "data", capsys, "imagenet_a")[0] == 0
     assert server.asked("/ImageNetA/classnames.txt") == []
+
+
+def test_names_of_imagenet_come_from_the_mirror_when_drive_is_blocked(server, tmp_path, capsys):
+    original = build("ImageNetV2", tmp_path / "original")
+    server.files["/mirror/imagenetv2.zip"] = zip_of(original, "imagenetv2/")
+    code, out = run(tmp_path / "data", capsys, "imagenet")
+    assert code == 1 and "register at https://image-net.org" in out
+    assert (tmp_path / "data/imagenet/classnames.txt").is_file()
+    assert all(server.asked("/mirror/imagenetv2.zip"))
 
 
 # Checking
@@ -448,3 +457,39 @@ def test_wrong_imagenet_archive_is_refused(imagenet_folder, tmp_path, capsys):
     code, out = run(tmp_path / "data", capsys, "imagenet")
     assert code == 1 and "ILSVRC2012_img_train.tar is refused: MD5" in out
     assert not (folder / "images/train").exists()
+
+
+# The page
+
+
+def test_page_names_every_address_checksum_and_count():
+    page = (REPO / "docs/DATASETS.md").read_text()
+    sections = dict(
+        re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    )
+    for name, source in SOURCES.items():
+        stem, folder, _ = WORLDS[name]
+        row = next(line for line in page.splitlines() if line.startswith(f"| [{name}]"))
+        assert f"`{name}` | `{stem}` | `{folder}`" in row
+        counts = [f"{count:,}" for count in SIZES[name][1:] if count]
+        assert [count for count in counts if count not in row] == []
+        text = sections[name]
+        assert f"datasets.prepare {stem} --root" in text and f"$DATA/{folder}/" in text
+        for part in source.parts:
+            for url in part.urls:
+                assert url.replace("drive:", download.DRIVE_ADDRESS) in text
+            assert f"`{part.file}`" in text and part.md5 in text
+        assert f"{sources.MIRROR}/{source.mirror}" in text
+
+
+def test_every_published_checksum_is_one_of_torchvisions():
+    """MD5 sums are copied from torchvision's loaders; none is made up."""
+    import torchvision.datasets
+
+    if tuple(map(int, torchvision.__version__.split(".")[:2])) < (0, 29):
+        pytest.skip("older versions have other archives of Caltech101 and EuroSAT")
+    folder = Path(torchvision.datasets.__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("*.py"))
+    sums = {part.md5 for source in SOURCES.values() for part in source.parts if part.md5}
+    sums |= set(IMAGENET_FILES.values())
+    assert len(sums) >= 10 and [md5 for md5 in sums if md5 not in text] == []

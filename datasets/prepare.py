@@ -236,7 +236,7 @@ def _by_hand(source: Source, folder: Path, absent: list[str]) -> str:
             steps.append(f"{part.file} from {urls}")
     text = f"download into {folder}: " + "; ".join(steps)
     if source.mirror:
-        text += f" (all of it is also in {MIRROR}/{source.mirror})"
+        text += f" (or all of it: {MIRROR}/{source.mirror}, saved as mirror-{source.mirror})"
     return text + ". Then run this command again"
 
 

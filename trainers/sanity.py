@@ -54,7 +54,8 @@ def report_own_data(trainer) -> OwnDataReport | None:
     print(f'Own data: {len(counts)} classes, prompt "{template}"\n{_table(counts)}')
     print(f"Zero-shot accuracy of the student on {len(images)} training images: {accuracy:.1f} %")
     if teacher is not None:
-        print(f"Accuracy of the teacher ({trainer.teacher_name()}) on them: {teacher:.1f} %")
+        where = "on them" if trainer.store is None else "on the images of the store, over regions"
+        print(f"Accuracy of the teacher ({trainer.teacher_name()}) {where}: {teacher:.1f} %")
     for warning in warnings:
         print(f"Warning: {warning}")
     return OwnDataReport(counts, accuracy, teacher, warnings)

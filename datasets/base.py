@@ -126,7 +126,8 @@ class FamilyDataset(CheckedDataset):
     def __init__(self, cfg):
         root = data_root(cfg)
         folder = root / self.dataset_dir
-        split, problems = self.inspect(folder, cfg.SEED)
+        keep = "whole" if cfg.DATASET.STRICT else "always"
+        split, problems = self.inspect(folder, cfg.SEED, keep)
         images = folder / self.image_dir
         super().__init__(cfg, images, split, problems, prepare_command(folder), cache=folder)
 
@@ -136,12 +137,13 @@ class FamilyDataset(CheckedDataset):
         raise NotImplementedError
 
     @classmethod
-    def inspect(cls, folder: Path, seed: int = 1, keep: bool = True) -> tuple[Split, list[str]]:
+    def inspect(cls, folder: Path, seed: int = 1, keep: str = "never") -> tuple[Split, list[str]]:
         """Read the split and list everything in which the folder differs from a complete one.
 
         Args:
             seed: of the split that is made where the published one is missing.
-            keep: write that split to split_fallback_<name>.json, for every later run to use.
+            keep: write that split to split_fallback_<name>.json, for every later run to use:
+                never, always, or whole (only of a folder in which nothing else is wrong).
         Raises:
             ValueError: there is no split, and nothing to make one from.
         """
@@ -150,14 +152,19 @@ class FamilyDataset(CheckedDataset):
                 f"{cls.__name__}: there is no folder {folder / cls.image_dir}. "
                 f"Next: {prepare_command(folder)}."
             )
-        split, fallback = cls._read(folder, seed, keep)
-        problems = size_problems(cls.__name__, folder, split) + cls.more_problems(folder, split)
+        split, fallback = cls._read(folder, seed)
+        problems = size_problems(cls.__name__, folder, split)
+        if problems and fallback and fallback.exists():
+            problems.append(f"{fallback} was made of what was here then; delete it to renew it")
+        problems += cls.more_problems(folder, split)
         if not cls.listed:
             problems += missing_files(folder / cls.image_dir, split)
+        if fallback and (keep == "always" or (keep == "whole" and not problems)):
+            split = keep_split(fallback, split)
         if fallback:
             print(
                 f"Warning: {folder / cls.split_file} is missing. The split is one made here "
-                f"({fallback}), so that results compare with no published number. "
+                f"({fallback.name}), so that results compare with no published number. "
                 f"Next: {prepare_command(folder)}."
             )
         return split, problems
@@ -168,13 +175,13 @@ class FamilyDataset(CheckedDataset):
         return []
 
     @classmethod
-    def _read(cls, folder: Path, seed: int, keep: bool) -> tuple[Split, str]:
-        """The split, and where it was made here, the name of its file."""
+    def _read(cls, folder: Path, seed: int) -> tuple[Split, Path | None]:
+        """The split, and where it is one made here, the place of its file."""
         if cls.split_file and (folder / cls.split_file).is_file():
-            return read_split(folder / cls.split_file), ""
+            return read_split(folder / cls.split_file), None
         fallback = folder / f"split_fallback_{cls.__name__}.json"
         if cls.split_file and fallback.is_file():
-            return read_split(fallback), fallback.name
+            return read_split(fallback), fallback
         absent = [name for name in cls.needed if not (folder / name).is_file()]
         if absent:
             without = f"neither {cls.split_file} nor " if cls.split_file else "no "
@@ -189,9 +196,7 @@ class FamilyDataset(CheckedDataset):
                 f"{cls.__name__}: {', '.join(cls.needed)} in {folder} do not fit each other "
                 f"({type(error).__name__}: {error}). Delete them. Next: {prepare_command(folder)}."
             ) from error
-        if not cls.split_file:
-            return split, ""
-        return (keep_split(fallback, split) if keep else split), fallback.name
+        return split, fallback if cls.split_file else None
 
 
 def prepare_command(folder: Path) -> str:

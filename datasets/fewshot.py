@@ -7,7 +7,6 @@ all-class run of one seed share their images, as in CoOp's code.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -79,8 +78,11 @@ def keep_split(path: Path, split: Split) -> Split:
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         draft.write_text(text, encoding="utf-8")
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(draft, path)  # unlike a rename, this never replaces a file
+        except OSError:
+            if not path.exists():  # a file system without links
+                os.replace(draft, path)
     except OSError as error:
         print(f"{path} cannot be written ({error.strerror}); its split is made anew each time.")
         return split

@@ -268,7 +268,7 @@ def verify(name: str, root: Path, decode: bool = False) -> Report:
     warnings = io.StringIO()
     try:
         with contextlib.redirect_stdout(warnings):
-            split, problems = cls.inspect(folder, keep=False)
+            split, problems = cls.inspect(folder)
     except (ValueError, OSError) as error:
         report.problems = [] if not folder.exists() else [" ".join(str(error).split())]
         return report

@@ -209,6 +209,35 @@ def test_split_made_here_is_kept_for_other_seeds_and_gives_way_to_the_published_
     assert load(tmp_path, "DescribableTextures").train_x[0].label == 3
 
 
+def test_split_of_an_incomplete_folder_is_not_kept(tmp_path, small_sizes):
+    folder = build("EuroSAT", tmp_path / "data")
+    fallback = folder / "split_fallback_EuroSAT.json"
+    whole = load(tmp_path / "data", "EuroSAT")
+    fallback.unlink()
+    small_sizes("EuroSAT", whole)
+    (folder / "2750/Forest/Forest_3.jpg").rename(tmp_path / "away.jpg")
+    with pytest.raises(ValueError, match="images found"):
+        load(tmp_path / "data", "EuroSAT", strict=True)
+    assert not fallback.exists()
+    load(tmp_path / "data", "EuroSAT")  # not strict: kept, so that all seeds test alike
+    (tmp_path / "away.jpg").rename(folder / "2750/Forest/Forest_3.jpg")
+    with pytest.raises(ValueError, match="split_fallback_EuroSAT.json was made of .* delete it"):
+        load(tmp_path / "data", "EuroSAT", strict=True)
+    fallback.unlink()
+    assert len(load(tmp_path / "data", "EuroSAT", strict=True).test) == len(whole.test)
+
+
+def test_split_is_kept_on_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    one = Split([Entry("a.jpg", 0, "a")], [], [])
+    path = tmp_path / "split.json"
+    keep_split(path, one)
+    assert keep_split(path, one._replace(test=one.train)) == one == read_split(path)
+
+
 def test_first_of_two_splits_written_at_once_wins(tmp_path):
     one = Split([Entry("a.jpg", 0, "a")], [], [])
     path = tmp_path / "split.json"
@@ -434,3 +463,28 @@ def test_read_only_data_folder_serves(tmp_path, monkeypatch, capsys):
     assert "its split is made anew each time" in capsys.readouterr().out
     again = load(tmp_path, "EuroSAT", NUM_SHOTS=2)
     assert plain(first.train_x, folder) == plain(again.train_x, folder)
+
+
+# In use
+
+
+def test_trains_and_tests_across_data_sets(worlds, tmp_path, monkeypatch):
+    import train
+
+    monkeypatch.chdir(REPO)
+
+    def run(out: str, stem: str, *options: str):
+        return train.main([
+            *("--root", str(worlds), "--seed", "1", "--trainer", "CoOp"),
+            *("--dataset-config-file", f"configs/datasets/{stem}.yaml"),
+            *("--config-file", "configs/trainers/CoOp/toy.yaml"),
+            *("--output-dir", str(tmp_path / out)), *options,
+        ])  # fmt: skip
+
+    keys = ("DATASET.STRICT", "False", "DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1")
+    run("base", "eurosat", *keys, "DATASET.SUBSAMPLE_CLASSES", "base")
+    load = ("--eval-only", "--model-dir", str(tmp_path / "base"), "--load-epoch", "1")
+    new = run("new", "eurosat", *load, *keys, "DATASET.SUBSAMPLE_CLASSES", "new")
+    assert (new.num_classes, len(new.test_loader.dataset)) == (5, 15)
+    hard = run("imagenet_a", "imagenet_a", *load, *keys)
+    assert (hard.num_classes, len(hard.test_loader.dataset)) == (200, 400)

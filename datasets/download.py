@@ -66,7 +66,8 @@ def fetch(urls: Sequence[str], target: Path, md5: str = "") -> Path:
     for url in urls:
         try:
             if url.startswith(DRIVE):
-                _fetch_from_drive(DRIVE_ADDRESS + url[len(DRIVE) :], part)
+                url = DRIVE_ADDRESS + url[len(DRIVE) :]
+                _fetch_from_drive(url, part)
             else:
                 _fetch_over_http(url, part)
             wrong = what_is_wrong(part, target.name, md5)
@@ -205,6 +206,8 @@ def _receive(url: str, part: Path) -> bool:
         mark = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         if mark.startswith("W/"):
             mark = ""  # a weak mark does not promise the same bytes
+        if not start:  # before the note: killed in between, no old bytes pass for the new version's
+            part.write_bytes(b"")
         _note(part).write_text(json.dumps({"url": url, "mark": mark}))
         with part.open("r+b" if start else "wb") as file, _bar(part, total, start) as bar:
             file.seek(start)

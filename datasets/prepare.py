@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> bool:
         report = verify(name, root, args.decode)
         if not report.complete and by_hand:
             report.next_step = "by hand, see below"
-            report.problems += by_hand
+            report.problems = by_hand + (report.problems if report.counts else [])
         reports.append(report)
     print(table(reports))
     for report in reports:

@@ -190,7 +190,7 @@ def test_cut_drive_download_is_continued(server, target):
 
 def test_drive_quota_leads_to_the_mirror_or_is_told(server, target):
     server.drive["abc"], server.files["/x"] = "", CONTENT
-    with pytest.raises(DownloadError, match="drive:abc: Google Drive does not hand.*Too many"):
+    with pytest.raises(DownloadError, match="id=abc: Google Drive does not hand.*Too many"):
         fetch(["drive:abc"], target)
     assert fetch(["drive:abc", f"{server.url}/x"], target, MD5).read_bytes() == CONTENT
 

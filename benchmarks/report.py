@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -42,12 +43,27 @@ def commit() -> str | None:
         return None
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also keep the numbers there")
 
 
-def keep(path: Path | None, benchmark: str, options: dict[str, Any], results: Any) -> None:
-    """Write a benchmark's numbers with all that they depend on; no path, no file."""
+def keep(
+    path: Path | None,
+    benchmark: str,
+    options: dict[str, Any],
+    results: Any = None,
+    **sections: Any,
+) -> None:
+    """Write a benchmark's numbers with all that they depend on; no path, no file.
+
+    Numbers are under "results", or under names of their own at the top ("rows", "ratios").
+    """
     if path is None:
         return
     versions = {"python": platform.python_version()}
@@ -55,7 +71,8 @@ def keep(path: Path | None, benchmark: str, options: dict[str, Any], results: An
     record = {
         "benchmark": benchmark,
         "options": options,
-        "results": results,
+        **({"results": results} if results is not None else {}),
+        **sections,
         "machine": machine(),
         "versions": versions,
         "commit": commit(),

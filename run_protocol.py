@@ -60,8 +60,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--gpus", default="", help="for example 0,1: each run sees one of them")
     add("--slurm", nargs="+", metavar="NAME=VALUE", help="for example partition=gpu time=240 "
         "gres=gpu:1: a queue's job per run; cluster=local tries that without Slurm")  # fmt: skip
-    add("opts", nargs="*", metavar="KEY VALUE", help="for every run, after --")
-    return parser.parse_args(argv)
+    parser.usage = f"{parser.format_usage()[7:].strip()} [-- KEY VALUE ...]"
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:end])
+    args.opts = words[end + 1 :]  # KEY VALUE pairs for every run
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,7 +150,7 @@ def report(outcome: Outcome) -> None:
         f"{len(outcome.done)} jobs done, {len(outcome.skipped)} finished before, "
         f"{len(outcome.failed)} failed."
     )
-    for job, why in outcome.failed.items():
+    for job, why in outcome.failed:
         print(f"FAILED {job}: {why.strip().splitlines()[-1].strip()}", file=sys.stderr)
 
 

@@ -8,7 +8,8 @@
 
 Each is followed by <data set>/shots_<k>/<Trainer>/<recipe>/seed<s>. The names of base-to-new are
 the family's; those of the other protocols differ between its repositories, and in KDPL between the
-training script and the test script.
+training script and the test script. Teachers that are trained first lie the same way below
+<output>/teachers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 TRAIN_BASE, TEST_NEW = "base2new/train_base", "base2new/test_new"
 XD_TRAIN, XD_TEST = "xd/train", "xd/test"
 FEW_SHOT_TRAIN = "few_shot/train"
+TEACHERS = "teachers"
 PHASE_OF_SCOPE = {"base": TRAIN_BASE, "new": TEST_NEW}
 SCOPE_OF_PHASE = {
     TRAIN_BASE: "base",

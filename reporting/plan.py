@@ -25,6 +25,7 @@ from reporting.methods import (
 from reporting.paths import (
     FEW_SHOT_TRAIN,
     SCOPE_OF_PHASE,
+    TEACHERS,
     TEST_NEW,
     TRAIN_BASE,
     XD_TEST,
@@ -350,7 +351,7 @@ def _teacher(
         phase, dataset = XD_TRAIN, source_of(dataset)
     if is_toy(dataset):
         stem, opts = "toy", ("MODEL.BACKBONE.NAME", "toy-teacher")
-    where = replace(settings, out=str(Path(settings.out, "teachers")), config=stem, opts=opts)
+    where = replace(settings, out=str(Path(settings.out, TEACHERS)), config=stem, opts=opts)
     return _training(phase, protocol, find_method(folder), dataset, shots, seed, where)
 
 

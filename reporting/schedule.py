@@ -174,7 +174,7 @@ class Outcome:
 
     done: list[Job] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
-    failed: dict[Job, str] = field(default_factory=dict)  # why
+    failed: list[tuple[Job, str]] = field(default_factory=list)  # and why
 
 
 def execute(jobs: Sequence[Job], backend: Backend, python: str, logs: Path) -> Outcome:
@@ -188,10 +188,10 @@ def execute(jobs: Sequence[Job], backend: Backend, python: str, logs: Path) -> O
     bad: set[Path] = set()
     clock = _Clock()
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} jobs, {elapsed} passed{postfix}"
-    with tqdm(total=len(jobs), bar_format=form, desc="runs") as bar:
+    with tqdm(total=len(jobs), bar_format=form, desc="runs", disable=None) as bar:
 
         def fail(job: Job, why: str) -> None:
-            outcome.failed[job] = why
+            outcome.failed.append((job, why))
             bad.add(job.folder)
             bar.write(f"{job}: FAILED\n{why}")
             bar.update()
@@ -231,7 +231,8 @@ def execute(jobs: Sequence[Job], backend: Backend, python: str, logs: Path) -> O
             while waiting or running:
                 while settle():
                     pass
-                bar.set_postfix_str(clock.left(waiting.values(), running.values()))
+                bar.set_postfix_str(clock.left(waiting.values(), running.values()), refresh=False)
+                bar.update(0)
                 if running:
                     time.sleep(backend.seconds_between_looks)
                 for job, process, started in list(running.values()):
@@ -290,7 +291,7 @@ class _Clock:
         now = time.perf_counter()
         rest = sum(self._guess(job) for job in waiting)
         rest += sum(max(0.0, self._guess(job) - (now - at)) for job, _, at in running)
-        return f", about {tqdm.format_interval(rest / max(1, len(running)))} left"
+        return f"about {tqdm.format_interval(rest / max(1, len(running)))} left"
 
     def _keys(self, job: Job) -> list[tuple]:
         """From alike to everything."""

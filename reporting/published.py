@@ -53,7 +53,13 @@ def with_published(
         which = f"{join(own)} with {join(backbones)}" if own else protocol
         return replace(table, notes=[*table.notes, f"nothing published is known for {which}"])
     columns = table.columns
-    if not table.rows:
+    if protocol == FEW_SHOT:
+        columns = tuple(
+            sorted(
+                {*(columns if table.rows else ()), *(k for row in rows for k in row.cells)}, key=int
+            )
+        )
+    elif not table.rows:
         columns = tuple(dict.fromkeys(name for row in rows for name in row.cells))
     merged = sorted(
         [*table.rows, *rows],

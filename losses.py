@@ -1,4 +1,4 @@
-"""Losses of the method: tensors in, one value per region out, no state.
+"""Losses: tensors in, one value per region or a mean out, no state.
 
 Letters: B regions of a batch, C classes, D feature width. Logits are at their own logit scale;
 everything is computed in float32 at least and measured in nats.
@@ -58,12 +58,7 @@ def logit_similarity(positive_BC: Tensor, negative_BC: Tensor) -> Tensor:
 
 
 def cascaded_difference(
-    image_BD: Tensor,
-    positive_CD: Tensor,
-    negative_CD: Tensor,
-    teacher_BC: Tensor,
-    weight_B: Tensor,
-    margin: float = 0.2,
+    difference_BC: Tensor, teacher_BC: Tensor, weight_B: Tensor, margin: float = 0.2
 ) -> Tensor:
     """Hinge on second-order differences, averaged over pairs of regions: a scalar.
 
@@ -73,21 +68,44 @@ def cascaded_difference(
     Without such a pair the value is 0.
 
     Args:
-        image_BD, positive_CD, negative_CD: unit features.
+        difference_BC: f.D_c, the cosine with the positive prompt minus that with the negative one.
 
     Source: FDBPL's cascaded difference, in the hinge form that its authors' code carries commented
     out; the sum it runs instead is antisymmetric and always zero.
     """
     class_B = teacher_BC.argmax(dim=-1)
-    difference_CD = _wide(positive_CD) - _wide(negative_CD)
-    score_BC = _wide(image_BD) @ difference_CD.T  # f_a . D_c
     # (f_a - f_b).(D_i - D_j) = f_a.D_i - f_a.D_j - f_b.D_i + f_b.D_j
-    score_BB = score_BC[:, class_B]  # f_a . D_class(b)
+    score_BB = _wide(difference_BC)[:, class_B]  # f_a . D_class(b)
     own_B = score_BB.diagonal()
     gap_BB = own_B[:, None] - score_BB - score_BB.T + own_B[None, :]
     differ_BB = (class_B[:, None] != class_B[None, :]).triu(1)  # symmetric: each pair once
     pair_BB = weight_B[:, None] * weight_B[None, :] * (margin - gap_BB).clamp(min=0)
     return (pair_BB * differ_BB).sum() / differ_BB.sum().clamp(min=1)
+
+
+def feature_distance(features: Tensor, frozen: Tensor) -> Tensor:
+    """Mean absolute difference over all entries: a scalar.
+
+    Source: PromptSRC (arXiv:2307.06948), L1 consistency of prompted and frozen features.
+    """
+    return F.l1_loss(_wide(features), _wide(frozen))
+
+
+def mean_kl(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T, averaged over samples and classes: a scalar.
+
+    Averaged over classes too, as PromptSRC (arXiv:2307.06948) and PromptKD (arXiv:2403.02781) do
+    it, which is why PromptKD's weight for it is large.
+    """
+    log_student_BC = F.log_softmax(_wide(student_BC) / temperature, dim=-1)
+    log_teacher_BC = F.log_softmax(_wide(teacher_BC) / temperature, dim=-1)
+    total = F.kl_div(log_student_BC, log_teacher_BC, reduction="sum", log_target=True)
+    return total * temperature**2 / student_BC.numel()
+
+
+def with_label(teacher_BC: Tensor, label_B: Tensor, bonus: float) -> Tensor:
+    """Teacher logits with `bonus` added to the true class: (B, C) label-refined targets."""
+    return teacher_BC + bonus * F.one_hot(label_B, teacher_BC.shape[-1]).to(teacher_BC.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -96,6 +96,9 @@ def result_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> RunResul
             "teacher": store.spec.teacher,
             "num_regions": store.spec.num_regions,
         },
+        knobs=trainer.knobs(),
+        transductive=trainer.transductive,
+        sweep=trainer.tested.sweep(),
         commit=git_commit(),
         versions=library_versions(),
     )

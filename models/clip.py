@@ -28,6 +28,8 @@ with warnings.catch_warnings():  # clip-anytorch imports pkg_resources, which wa
     import clip
     from clip.model import build_model, convert_weights
 
+from models.text import text_blocks
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
@@ -54,6 +56,20 @@ class LoadedClip:
     precision: str
     device: torch.device
 
+    @property
+    def feature_width(self) -> int:
+        """D: width of the joint embedding."""
+        projection = self.model.text_projection
+        if projection is None:
+            return self.model.ln_final.weight.shape[0]
+        is_module = isinstance(projection, nn.Module)
+        return projection.out_features if is_module else projection.shape[1]
+
+    @property
+    def text_layers(self) -> int:
+        """Layers of the text tower; ValueError where it is not CLIP's."""
+        return len(text_blocks(self.model))
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which this model computes: autocast for amp and bf16, else nothing."""
         return autocast(self.precision, self.device)
@@ -64,7 +80,8 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
 
     Args:
         precision: fp32; fp16 (weights in half, as the family's code); amp and bf16 (float32
-            weights under autocast). A CPU computes in fp32, which is told once.
+            weights under autocast). A CPU has fp32 and bf16; asked for another, it computes in
+            fp32 and says so once.
     Raises:
         ValueError: the name is unknown, or its weights are neither here nor to be had; the
             message says which file to put where.
@@ -92,10 +109,10 @@ def weights_digest(name: str) -> str | None:
 
 
 def supported_precision(precision: str, device: torch.device) -> str:
-    """The precision that a device computes in: the wanted one, or fp32 on a CPU."""
+    """The precision that a device computes in: the wanted one, or fp32 where a CPU lacks it."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {PRECISIONS}.")
-    if device.type == "cpu" and precision != "fp32":
+    if device.type == "cpu" and precision not in ("fp32", "bf16"):
         _tell_once(f"Precision {precision} is for GPUs; this run computes in fp32 on the CPU.")
         return "fp32"
     return precision

@@ -6,19 +6,23 @@ Letters: B images, C classes, D width of the joint embedding, E templates of an 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.clip import LoadedClip
-from models.learners import ContextLearner
+from models.learners import ContextLearner, Prompts
 from models.templates import SEPARATOR, fill
 from models.text import PromptLayout, TextEncoder
+from models.vision import VisionEncoder
 
 
 class FrozenCLIP(nn.Module):
     """Compares images with class features; where these come from is the subclass's business."""
+
+    conditional = False  # True: class features depend on the image
 
     def __init__(self, clip: LoadedClip):
         super().__init__()
@@ -31,18 +35,10 @@ class FrozenCLIP(nn.Module):
             features = self.clip_model.encode_image(images.to(self._dtype()))
         return unit(features)
 
-    def text_features(self) -> Tensor:
-        """Unit class features (..., C, D)."""
-        raise NotImplementedError
-
     def logits(self, image_BD: Tensor, text_CD: Tensor) -> Tensor:
         """(..., B, C) of unit features: cosines times the model's own logit scale."""
         scale = self.clip_model.logit_scale.exp().to(image_BD.dtype)
         return scale * image_BD @ text_CD.transpose(-1, -2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (..., B, C)."""
-        return self.logits(self.image_features(images), self.text_features())
 
     def _dtype(self) -> torch.dtype:
         """The dtype of images that the image tower takes: that of its first convolution."""
@@ -59,24 +55,41 @@ class HandwrittenCLIP(FrozenCLIP):
 
     def __init__(self, clip: LoadedClip, classnames: Sequence[str], template: str):
         super().__init__(clip)
-        text_ECD = torch.stack(
-            [self._encode(fill(part, list(classnames))) for part in template.split(SEPARATOR)]
-        )
-        text_CD = text_ECD[0] if len(text_ECD) == 1 else unit(text_ECD.mean(dim=0))
+        text_ECD = template_features(clip, classnames, template.split(SEPARATOR))
+        text_CD = unit(text_ECD[0] if len(text_ECD) == 1 else unit(text_ECD).mean(dim=0))
         self.register_buffer("text_CD", text_CD, persistent=False)
 
-    def _encode(self, texts: list[str]) -> Tensor:
-        tokens = self.clip.tokenize(texts).to(self.clip.device)
-        with torch.no_grad(), self.clip.autocast():
-            parts = [self.clip_model.encode_text(part) for part in tokens.split(256)]
-        return unit(torch.cat(parts))
-
     def text_features(self) -> Tensor:
+        """Unit class features (C, D)."""
         return self.text_CD
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        return self.logits(self.image_features(images), self.text_CD)
+
+
+def template_features(
+    clip: LoadedClip, classnames: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """(E, C, D): text features, not normalised, of every class in every template."""
+    features = []
+    with torch.no_grad(), clip.autocast():
+        for template in templates:
+            tokens = clip.tokenize(fill(template, list(classnames))).to(clip.device)
+            features.append(torch.cat([clip.model.encode_text(x) for x in tokens.split(256)]))
+    return torch.stack(features)
+
+
+class Output(NamedTuple):
+    """What a prompted CLIP makes of images. Leading axes: positive and negative prompt."""
+
+    logits: Tensor  # (..., B, C)
+    image: Tensor  # (B, D) unit features
+    text: Tensor  # (..., C, D) unit features; (..., B, C, D) where they depend on the image
 
 
 class PromptedCLIP(FrozenCLIP):
-    """CLIP with class prompts "<learned context> <class name>."; only the context is trained."""
+    """A frozen CLIP whose learner puts prompts into its towers; only the learner is trained."""
 
     def __init__(
         self,
@@ -87,17 +100,90 @@ class PromptedCLIP(FrozenCLIP):
         position: str = "end",
         per_class: bool = False,
     ):
-        """See PromptLayout.build for context, position, per_class and the errors raised."""
+        """See PromptLayout.build for context, position, per_class and the errors raised.
+
+        Raises:
+            ValueError: the learner has image prompts and the backbone no vision transformer.
+        """
         super().__init__(clip)
-        layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
         self.learner = learner.to(clip.device)
+        self.vision_encoder = VisionEncoder(clip.model) if learner.has_vision else None
+        self._layout = (context, position, per_class)
+        self._fixed_text: Tensor | None = None  # of a learner that leaves the text alone
+        layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
         self.text_encoder = TextEncoder(clip.model, layout)
 
-    def text_features(self) -> Tensor:
-        """Unit class features (C, D), or (2, C, D) of a learner with two contexts."""
+    @property
+    def conditional(self) -> bool:
+        """Whether class features depend on the image."""
+        return self.learner.conditional
+
+    def for_classes(self, classnames: Sequence[str]) -> PromptedCLIP:
+        """The same towers and learner with other class names."""
+        return PromptedCLIP(self.clip, self.learner, classnames, *self._layout)
+
+    def forward(self, images: Tensor, classes: Tensor | None = None) -> Output:
+        """
+        Args:
+            images: (B, 3, size, size).
+            classes: (c,) int64: compare with these classes alone; all when None.
+        """
+        if self.conditional:
+            image_BD = self.image_features(images)
+            text = self.text_features(image_BD, classes)
+        else:
+            prompts = self._prompts()
+            image_BD = self._image_features(images, prompts)
+            text = self._text_features(prompts, classes)
+        return Output(self.logits(image_BD, text), image_BD, text)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features (B, D) of images, with the learner's image prompts where it has some."""
+        if self.vision_encoder is None:
+            return super().image_features(images)
+        return self._image_features(images, self._prompts())
+
+    def plain_image_features(self, images: Tensor) -> Tensor:
+        """Unit features (B, D) of the tower without prompts; no gradient."""
+        return super().image_features(images)
+
+    def text_features(
+        self, image_BD: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
+        """Unit class features (..., C, D); (..., B, C, D) for images, where conditional.
+
+        Leading axis: 2, positive and negative, of a learner with two prompts.
+        """
+        if self.conditional:
+            with self.clip.autocast():
+                return self._text_features(self.learner(image_BD), classes)
+        return self._text_features(self._prompts(), classes)
+
+    def logits(self, image_BD: Tensor, text: Tensor) -> Tensor:
+        """(..., B, C) of unit features: cosines times the model's own logit scale."""
+        if not self.conditional:
+            return super().logits(image_BD, text)
+        scale = self.clip_model.logit_scale.exp().to(image_BD.dtype)
+        return scale * (text @ image_BD[:, :, None])[..., 0]
+
+    def _prompts(self) -> Prompts:
         with self.clip.autocast():
-            features = self.text_encoder(self.learner())
-        return unit(features)
+            return self.learner()
+
+    def _image_features(self, images: Tensor, prompts: Prompts) -> Tensor:
+        if prompts.vision is None:
+            return super().image_features(images)
+        with self.clip.autocast():
+            return unit(self.vision_encoder(images, prompts.vision))
+
+    def _text_features(self, prompts: Prompts, classes: Tensor | None) -> Tensor:
+        if classes is not None or not self.learner.text_is_fixed:
+            with self.clip.autocast():
+                return unit(self.text_encoder(prompts.context, prompts.deep, classes))
+        if self._fixed_text is None:
+            with torch.no_grad(), self.clip.autocast():
+                self._fixed_text = unit(self.text_encoder(prompts.context))
+        return self._fixed_text
 
 
 def unit(features: Tensor) -> Tensor:

@@ -52,17 +52,24 @@ class Teacher(HandwrittenCLIP):
     def from_student_pixels(
         self, images: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
-        """Turn a student's normalised batch into the teacher's: its size, its mean and std.
+        """Turn a student's normalised batch into the teacher's: see convert_pixels."""
+        return convert_pixels(images, mean, std, self.clip)
 
-        Equal sizes and pixel scales, the usual case, return the batch as it is.
-        """
-        if tuple(mean) != tuple(self.mean) or tuple(std) != tuple(self.std):
-            images = images * _channels(std, images) + _channels(mean, images)
-            images = (images - _channels(self.mean, images)) / _channels(self.std, images)
-        if images.shape[-1] != self.image_size:
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
-        return images
+
+def convert_pixels(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], clip: LoadedClip
+) -> Tensor:
+    """A batch (B, 3, H, W) normalised by mean and std as `clip` takes it: its size, its scale.
+
+    Equal sizes and pixel scales, the usual case, return the batch as it is.
+    """
+    if tuple(mean) != tuple(clip.mean) or tuple(std) != tuple(clip.std):
+        images = images * _channels(std, images) + _channels(mean, images)
+        images = (images - _channels(clip.mean, images)) / _channels(clip.std, images)
+    if images.shape[-1] != clip.image_size:
+        size = (clip.image_size, clip.image_size)
+        images = F.interpolate(images, size, mode="bicubic", antialias=True)
+    return images
 
 
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:

@@ -12,11 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks import (
+    layer_norm,
+    linear_qkv,
+    matrix_dtype,
+    merge_heads,
+    rest_of_block,
+    split_heads,
+)
 from models.templates import spoken
 
 POSITIONS = ("end", "middle", "front")
@@ -95,11 +104,27 @@ def _order(place_L: Tensor, position: str, num_context: int, name_length: int) -
     return torch.cat([start, context[:before], name, context[before:], tail])
 
 
+def text_blocks(clip_model: nn.Module) -> Sequence[nn.Module]:
+    """The layers of CLIP's causal text transformer.
+
+    Raises:
+        ValueError: the model has another text tower.
+    """
+    if not hasattr(clip_model, "transformer") or not hasattr(clip_model, "token_embedding"):
+        raise ValueError(
+            f"{type(clip_model).__name__} has another text tower than CLIP's, so prompts "
+            "cannot be learned on it; it can serve as a teacher. Choose a CLIP model as "
+            "MODEL.BACKBONE.NAME."
+        )
+    return clip_model.transformer.resblocks
+
+
 class TextEncoder(nn.Module):
     """Turns the context of a layout into class features with a frozen CLIP's text tower.
 
     Every layer is linear operations on one flat (tokens, D) tensor, the shared prefix first and the
-    suffixes of all classes after it, and one attention each for prefix and suffixes.
+    suffixes of all classes after it, and one attention each for prefix and suffixes. Deep prompts
+    belong to no class either, so the prefix stays shared at every depth.
     """
 
     def __init__(self, clip_model: nn.Module, layout: PromptLayout):
@@ -109,88 +134,124 @@ class TextEncoder(nn.Module):
             ValueError: the model's text tower is not CLIP's causal transformer.
         """
         super().__init__()
-        if not hasattr(clip_model, "transformer") or not hasattr(clip_model, "token_embedding"):
-            raise ValueError(
-                f"{type(clip_model).__name__} has another text tower than CLIP's, so prompts "
-                "cannot be learned on it; it can serve as a teacher. Choose a CLIP model as "
-                "MODEL.BACKBONE.NAME."
-            )
+        self.blocks = text_blocks(clip_model)
         self.clip_model = clip_model
         self.per_class = layout.per_class
         self.num_prefix = layout.prefix_length
+        self.num_context = layout.num_context
         device = clip_model.positional_embedding.device
-        context_CLN = F.one_hot(layout.slot_CL + 1, layout.num_context + 1)[..., 1:].to(device)
-        fixed_CL1 = (layout.slot_CL < 0)[..., None].to(device)
-        with torch.no_grad():
-            words_CLD = clip_model.token_embedding(layout.token_CL.to(device)) * fixed_CL1
-            position_LD = clip_model.positional_embedding[: words_CLD.shape[1]]
-        num_suffix = words_CLD.shape[1] - self.num_prefix
-        seen = torch.ones(num_suffix, words_CLD.shape[1], dtype=torch.bool).tril(self.num_prefix)
         # Constants of the layout: rebuilt with the class names of each run, never saved.
-        self.register_buffer("fixed_CLD", words_CLD + position_LD, persistent=False)
-        self.register_buffer("select_CLN", context_CLN.to(words_CLD.dtype), persistent=False)
-        self.register_buffer("seen_SL", seen.to(device), persistent=False)
-        end_C = layout.end_C.to(device) - self.num_prefix
-        self.register_buffer("end_C", end_C, persistent=False)  # place within the suffix
+        self.register_buffer("token_CL", layout.token_CL.to(device), persistent=False)
+        self.register_buffer("slot_CL", layout.slot_CL.to(device), persistent=False)
+        self.register_buffer("end_C", layout.end_C.to(device), persistent=False)
+        self._whole: _Constants | None = None  # of all classes, made when first asked for
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which the tower computes: that of its matrices."""
-        return self.clip_model.transformer.resblocks[0].mlp.c_fc.weight.dtype
+        """The dtype in which the tower computes."""
+        return matrix_dtype(self.blocks[0])
 
-    def forward(self, context: Tensor) -> Tensor:
+    def forward(
+        self, context: Tensor, deep: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
         """Class features, not normalised.
 
         Args:
             context: (..., N, D), or (..., C, N, D) where each class has its own; leading axes are
                 contexts that share the layout.
+            deep: (..., J - 1, K, D): what replaces the first K <= N context tokens before layers
+                2 to J; layers that the tower does not have are passed over, as in MaPLe's code.
+            classes: (c,) int64: encode these classes alone, in this order; all when None.
         Returns:
-            (..., C, width of the joint embedding)
+            (..., C or c, width of the joint embedding)
         """
         own_axes = 3 if self.per_class else 2
         leading = context.shape[: context.dim() - own_axes]
-        tokens = self._embed(context.reshape(-1, *context.shape[context.dim() - own_axes :]))
-        *blocks, last = self.clip_model.transformer.resblocks
-        for block in blocks:
-            tokens = self._block(block, tokens)
-        end_GCD = _layer_norm(self.clip_model.ln_final, self._last_block(last, tokens))
+        constants = self._constants(classes)
+        context = context.reshape(-1, *context.shape[context.dim() - own_axes :])
+        tokens = self._embed(constants, context)
+        if deep is None:
+            deep = context.new_empty(len(context), 0, 0, 0)
+        else:
+            assert self.num_prefix > deep.shape[-2] and not self.per_class
+            deep = deep.expand(*leading, *deep.shape[-3:]).reshape(-1, *deep.shape[-3:])
+        for layer, block in enumerate(self.blocks):
+            if 1 <= layer <= deep.shape[1]:
+                tokens = tokens.with_context(deep[:, layer - 1])
+            if layer + 1 < len(self.blocks):
+                tokens = self._block(block, constants, tokens)
+        end_GCD = layer_norm(self.clip_model.ln_final, self._last_block(block, constants, tokens))
         features = _project(end_GCD, self.clip_model.text_projection)
         return features.reshape(*leading, *features.shape[1:])
 
-    def _embed(self, context: Tensor) -> _Tokens:
+    def _constants(self, classes: Tensor | None) -> _Constants:
+        if classes is not None:
+            return self._make_constants(
+                *(x[classes] for x in (self.token_CL, self.slot_CL, self.end_C))
+            )
+        if self._whole is None:
+            self._whole = self._make_constants(self.token_CL, self.slot_CL, self.end_C)
+        return self._whole
+
+    @torch.no_grad()
+    def _make_constants(self, token_CL: Tensor, slot_CL: Tensor, end_C: Tensor) -> _Constants:
+        length = int(end_C.max()) + 1
+        token_CL, slot_CL = token_CL[:, :length], slot_CL[:, :length]
+        words_CLD = self.clip_model.token_embedding(token_CL) * (slot_CL < 0)[..., None]
+        position_LD = self.clip_model.positional_embedding[:length]
+        select_CLN = F.one_hot(slot_CL + 1, self.num_context + 1)[..., 1:]
+        seen = torch.ones(length - self.num_prefix, length, dtype=torch.bool, device=end_C.device)
+        return _Constants(
+            fixed_CLD=words_CLD + position_LD,
+            select_CLN=select_CLN.to(words_CLD.dtype),
+            seen_SL=seen.tril(self.num_prefix),
+            end_C=end_C - self.num_prefix,
+        )
+
+    def _embed(self, constants: _Constants, context: Tensor) -> _Tokens:
         """Fixed tokens, and context tokens at their places, with positions added."""
-        context = context.to(self.fixed_CLD.dtype)
+        context = context.to(constants.fixed_CLD.dtype)
         if not self.per_class:
             context = context[:, None]
         # A product with 0/1 rows puts a context token in place exactly, and sums its gradient in
         # a fixed order.
-        p = self.num_prefix
-        prefix = self.fixed_CLD[:1, :p] + self.select_CLN[:1, :p] @ context[:, :1]
-        suffix = self.fixed_CLD[:, p:] + self.select_CLN[:, p:] @ context
+        p, fixed, select = self.num_prefix, constants.fixed_CLD, constants.select_CLN
+        prefix = fixed[:1, :p] + select[:1, :p] @ context[:, :1]
+        suffix = fixed[:, p:] + select[:, p:] @ context
         return _Tokens.join(prefix[:, 0].to(self.dtype), suffix.to(self.dtype))
 
-    def _block(self, block: nn.Module, x: _Tokens) -> _Tokens:
-        qkv = x.like(_linear_qkv(block.attn, _layer_norm(block.ln_1, x.flat)))
+    def _block(self, block: nn.Module, constants: _Constants, x: _Tokens) -> _Tokens:
+        qkv = x.like(linear_qkv(block.attn, layer_norm(block.ln_1, x.flat)))
         heads = block.attn.num_heads
-        q, k, v = _split_heads(qkv.prefix, 3, heads)
+        q, k, v = split_heads(qkv.prefix, 3, heads)
         prefix = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        suffix_q, *own = _split_heads(qkv.suffix, 3, heads)
+        suffix_q, *own = split_heads(qkv.suffix, 3, heads)
         k, v = _after_prefix((k, v), own)
-        suffix = _attend_seen(suffix_q, k, v, self.seen_SL)
-        mixed = _Tokens.join(_merge_heads(prefix), _merge_heads(suffix))
-        return x.like(_rest_of_block(block, x.flat, mixed.flat))
+        suffix = _attend_seen(suffix_q, k, v, constants.seen_SL)
+        mixed = _Tokens.join(merge_heads(prefix), merge_heads(suffix))
+        return x.like(rest_of_block(block, x.flat, mixed.flat))
 
-    def _last_block(self, block: nn.Module, x: _Tokens) -> Tensor:
+    def _last_block(self, block: nn.Module, constants: _Constants, x: _Tokens) -> Tensor:
         """The last layer, for the end-of-text rows alone: (G, C, D)."""
-        rows_C = torch.arange(len(self.end_C), device=self.end_C.device)
-        qkv = x.like(_linear_qkv(block.attn, _layer_norm(block.ln_1, x.flat)))
+        end_C = constants.end_C
+        rows_C = torch.arange(len(end_C), device=end_C.device)
+        qkv = x.like(linear_qkv(block.attn, layer_norm(block.ln_1, x.flat)))
         heads = block.attn.num_heads
-        _, *of_prefix = _split_heads(qkv.prefix, 3, heads)
-        q, *own = _split_heads(qkv.suffix, 3, heads)
+        _, *of_prefix = split_heads(qkv.prefix, 3, heads)
+        q, *own = split_heads(qkv.suffix, 3, heads)
         k, v = _after_prefix(of_prefix, own)
-        q = q[:, rows_C, :, self.end_C].transpose(0, 1)[:, :, :, None]
-        mixed = _merge_heads(_attend_seen(q, k, v, self.seen_SL[self.end_C][:, None, None]))
-        return _rest_of_block(block, x.suffix[:, rows_C, self.end_C], mixed[:, :, 0])
+        q = q[:, rows_C, :, end_C].transpose(0, 1)[:, :, :, None]
+        mixed = merge_heads(_attend_seen(q, k, v, constants.seen_SL[end_C][:, None, None]))
+        return rest_of_block(block, x.suffix[:, rows_C, end_C], mixed[:, :, 0])
+
+
+class _Constants(NamedTuple):
+    """What the class names alone decide. Letters: S = L - P."""
+
+    fixed_CLD: Tensor  # embedded fixed tokens with positions; positions alone at learned places
+    select_CLN: Tensor  # 1 where a learned token stands
+    seen_SL: Tensor  # bool: which places a suffix token attends to
+    end_C: Tensor  # place of end-of-text within the suffix
 
 
 @dataclass(frozen=True)
@@ -209,6 +270,12 @@ class _Tokens:
     def like(self, flat: Tensor) -> _Tokens:
         return _Tokens(flat, self.prefix_shape, self.suffix_shape)
 
+    def with_context(self, deep_GKD: Tensor) -> _Tokens:
+        """The first K tokens after start-of-text replaced; positions are not added to them."""
+        deep = deep_GKD.to(self.flat.dtype)
+        prefix = torch.cat([self.prefix[:, :1], deep, self.prefix[:, 1 + deep.shape[1] :]], dim=1)
+        return _Tokens.join(prefix, self.suffix)
+
     @property
     def prefix(self) -> Tensor:
         """(G, P, D)"""
@@ -218,26 +285,6 @@ class _Tokens:
     def suffix(self) -> Tensor:
         """(G, C, S, D)"""
         return self.flat[self.prefix_shape.numel() :].unflatten(0, self.suffix_shape)
-
-
-def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """LayerNorm in the dtype of its weights (float32 in a half-precision CLIP)."""
-    wide = x.to(norm.weight.dtype)
-    return F.layer_norm(wide, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(x.dtype)
-
-
-def _linear_qkv(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    return F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-
-
-def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(..., tokens, parts * D) to `parts` tensors (..., heads, tokens, D / heads)."""
-    return x.unflatten(-1, (parts, heads, -1)).transpose(-4, -2).unbind(-3)
-
-
-def _merge_heads(x: Tensor) -> Tensor:
-    """(..., heads, tokens, D / heads) to (..., tokens, D)."""
-    return x.transpose(-3, -2).flatten(-2)
 
 
 def _after_prefix(of_prefix: Sequence[Tensor], own: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -254,17 +301,6 @@ def _attend_seen(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     # Four axes: the fast kernels take no more.
     mixed = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), seen)
     return mixed.unflatten(0, q.shape[:2])
-
-
-def _rest_of_block(block: nn.Module, x: Tensor, mixed: Tensor) -> Tensor:
-    """Everything after attention; open_clip's layer scales are used where a block has them."""
-    scale_1, scale_2 = getattr(block, "ls_1", _same), getattr(block, "ls_2", _same)
-    x = x + scale_1(block.attn.out_proj(mixed))
-    return x + scale_2(block.mlp(_layer_norm(block.ln_2, x)))
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 def _project(x: Tensor, projection: nn.Module | Tensor | None) -> Tensor:

@@ -1,3 +1,7 @@
-"""Trainers, registered with Dassl under the family's names."""
+"""Trainers, registered with Dassl under the family's names. Every module here is imported."""
 
-from trainers import coop, fdbpl, kdpl, zsclip  # noqa: F401  (importing registers them)
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

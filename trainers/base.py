@@ -1,7 +1,7 @@
 """What every trainer shares: loading CLIP, the training step, evaluation, scores and times.
 
-A method writes build_student() and losses(); an objective that composes with several methods is a
-mixin placed before the method's class.
+A prompt model writes build_student() and, if it has any, regularisers(); an objective that composes
+with every prompt model is a mixin placed before it (trainers/registry.py).
 """
 
 from __future__ import annotations
@@ -9,23 +9,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.clip import PRECISIONS, LoadedClip, load_clip
-from models.prompted_clip import PromptedCLIP
-from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint
+from models.learners import context_words, initial_context
+from models.prompted_clip import Output, PromptedCLIP
+from models.templates import template_for
+from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
+from trainers.evaluation import Evaluation
 
 
 class PromptTrainer(TrainerX):
     """A trainer of prompts on a frozen CLIP. Letters: B batch, C classes, D feature width."""
 
-    PROMPT = "COOP"  # the config node of the method's prompts: TRAINER.<PROMPT>
-    MODEL_NAME = "prompt_learner"  # the family's folder for checkpoints of text prompts
+    PROMPT = "COOP"  # the config node of the prompt model: TRAINER.<PROMPT>
+    MODEL_NAME = "prompt_learner"  # the family's folder for the prompts' checkpoints
+    transductive = False  # whether training saw unlabelled images of the classes it is tested on
 
     def __init__(self, cfg):
         self.scores: dict[str, float] = {}  # of the latest test, in percent
@@ -33,22 +39,51 @@ class PromptTrainer(TrainerX):
         self.seconds: dict[str, float | None] = {"setup": None, "train": None, "test": None}
         self.store = None  # the region store of a training run that reads one
         self.scaler = None  # gradient scaler; only amp has one
-        self._class_features: Tensor | None = None  # computed once per test
+        self._evaluation: Evaluation | None = None  # of the test that runs
         self._start = time.perf_counter()
         super().__init__(cfg)
 
-    # What a method provides
+    # What a prompt model provides
 
     def build_student(self, clip: LoadedClip) -> PromptedCLIP:
         raise NotImplementedError
 
-    def losses(self, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
-        """Weighted loss terms by name, whose sum is trained on, and the logits (B, C)."""
-        raise NotImplementedError
+    def regularisers(
+        self, output: Output, images: Tensor, classes: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Weighted loss terms that the prompt model adds to every objective, by name."""
+        return {}
+
+    def context_init(self) -> str:
+        """The words that the text context starts from; "" where it starts at random."""
+        return self.prompt_keys.CTX_INIT
+
+    # What an objective replaces; here: labels
+
+    def losses(self, batch: dict) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Weighted loss terms by name, whose sum is trained on.
+
+        Also logits (B, C) to compare with the labels for the log, or None.
+        """
+        output = self.model(batch["img"])
+        terms = {"loss": F.cross_entropy(output.logits, batch["label"])}
+        extra = self.regularisers(output, batch["img"], None)
+        if extra:
+            terms = {"labels": terms["loss"], **extra}
+        return terms, output.logits
+
+    def taught_classnames(self) -> list[str]:
+        """Names of the classes that training tells apart."""
+        return self.dm.dataset.classnames
 
     def teacher_name(self) -> str | None:
         """The teacher that this run learns from, for its results."""
         return None
+
+    def knobs(self) -> list[str]:
+        """What is switched on beyond the method as published, for tables."""
+        alphas = self.cfg.TEST.TEXT_INTERPOLATION
+        return [f"TEXT_INTERPOLATION {alphas[0]}"] if alphas[0] else []
 
     # Set-up
 
@@ -57,6 +92,12 @@ class PromptTrainer(TrainerX):
             raise ValueError(
                 "MODEL.BACKBONE.NAME is empty; give a --config-file of configs/trainers, or "
                 "--backbone ViT-B/16."
+            )
+        alphas = cfg.TEST.TEXT_INTERPOLATION
+        if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
+            raise ValueError(
+                f"TEST.TEXT_INTERPOLATION is {alphas}; it needs one or more values from 0 (learned "
+                "prompt) to 1 (hand-written prompt)."
             )
         precision = cfg.TRAINER[self.PROMPT].PREC
         if precision not in PRECISIONS:
@@ -76,6 +117,45 @@ class PromptTrainer(TrainerX):
         self.register_model(self.MODEL_NAME, learner, self.optim, self.sched)
         if self.model.clip.precision == "amp":
             self.scaler = torch.amp.GradScaler(self.device.type)
+
+    @property
+    def prompt_keys(self):
+        """The config node of the prompt model."""
+        return self.cfg.TRAINER[self.PROMPT]
+
+    def require_range(self, key: str, lowest: int, highest: int | None = None) -> None:
+        """
+        Raises:
+            ValueError: TRAINER.<PROMPT>.<key> is not from lowest to highest.
+        """
+        value = self.prompt_keys[key]
+        if value < lowest or (highest is not None and value > highest):
+            wanted = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+            raise ValueError(
+                f"TRAINER.{self.PROMPT}.{key} is {value}; with {self.cfg.MODEL.BACKBONE.NAME} it "
+                f"can be {wanted}."
+            )
+
+    def words_unless_long(self, count_key: str) -> str:
+        """CTX_INIT for up to four learned tokens, none for more: the rule of MaPLe and its kin."""
+        keys = self.prompt_keys
+        return keys.CTX_INIT if keys[count_key] <= 4 else ""
+
+    def words_and_start(self, clip: LoadedClip, count_key: str) -> tuple[str, Tensor]:
+        """The words that hold the context's place and their embeddings, or random ones (N, D).
+
+        Raises:
+            ValueError: CTX_INIT has fewer tokens than are to be learned.
+        """
+        init, count = self.context_init(), self.prompt_keys[count_key]
+        words, start_ND = context_words(init, count), initial_context(clip, init, count)
+        if len(start_ND) < count:
+            raise ValueError(
+                f"TRAINER.{self.PROMPT}.{count_key} is {count}, but CTX_INIT {init!r} has "
+                f"{len(start_ND)} tokens. Lower {count_key}, or give more words or none."
+            )
+        print(f'Initial context: "{words}", of which {count} tokens are learned')
+        return words, start_ND
 
     def load_student_clip(self) -> LoadedClip:
         """
@@ -119,9 +199,11 @@ class PromptTrainer(TrainerX):
             self.scaler.update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        accuracy = compute_accuracy(logits_BC.detach(), batch["label"])[0].item()
         named = summary if len(summary) > 1 else {}
-        return {"loss": sum(summary.values()), **named, "acc": accuracy}
+        told = {"loss": sum(summary.values()), **named}
+        if logits_BC is not None:
+            told["acc"] = compute_accuracy(logits_BC.detach(), batch["label"])[0].item()
+        return told
 
     def _require_finite(self, terms: dict[str, float]) -> None:
         broken = [name for name, value in terms.items() if not math.isfinite(value)]
@@ -150,27 +232,38 @@ class PromptTrainer(TrainerX):
         self._end_setup()
         self.scores = {}
         start = time.perf_counter()
+        self.set_model_mode("eval")
         with torch.no_grad():
-            self._class_features = self.class_features()
+            self._evaluation = self.evaluation()
         accuracy = super().test(split)
-        self._class_features = None
         if split is None:  # the final test, not a look at the validation images
             self.seconds["test"] = time.perf_counter() - start
+            self.tested = self._evaluation
+            if len(self.tested.alphas) > 1:
+                print(self.tested.sweep_table())
+        self._evaluation = None
         return accuracy
+
+    def evaluation(self) -> Evaluation:
+        """What images are compared with at test."""
+        cfg = self.cfg
+        template = template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE)
+        return Evaluation(
+            self.model, self.dm.dataset.classnames, template, cfg.TEST.TEXT_INTERPOLATION
+        )
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of the prompt that recognises."""
+        return (self._evaluation or self.evaluation()).logits(images)
+
+    def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
+        if self._evaluation is not None:
+            self._evaluation.expect(batch["impath"], batch["label"])
+        return super().parse_batch_test(batch)
 
     def _end_setup(self) -> None:
         if self.seconds["setup"] is None:
             self.seconds["setup"] = time.perf_counter() - self._start
-
-    def class_features(self) -> Tensor:
-        """Unit features (C, D) that images are compared with at test."""
-        return self.model.text_features()
-
-    def model_inference(self, images: Tensor) -> Tensor:
-        text_CD = self._class_features
-        if text_CD is None:  # called outside test()
-            text_CD = self.class_features()
-        return self.model.logits(self.model.image_features(images), text_CD)
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         split, _, name = tag.partition("/")
@@ -185,11 +278,17 @@ class PromptTrainer(TrainerX):
                 f"{type(self).__name__} was trained, so --eval-only needs --model-dir (the folder "
                 "of the training run) and --load-epoch."
             )
-        for name in self.get_model_names():
-            path = find_checkpoint(directory, name, epoch)
-            checkpoint = read_checkpoint(path)
-            print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch")})')
-            load_prompts(self._models[name], checkpoint["state_dict"], path)
+        path = find_checkpoint(directory, self.MODEL_NAME, epoch)
+        checkpoint = read_checkpoint(path)
+        epoch = checkpoint.get("epoch")
+        print(f'Loading weights to {self.MODEL_NAME} from "{path}" (epoch = {epoch})')
+        load_prompts(self._models[self.MODEL_NAME], checkpoint["state_dict"], path)
+
+    def save_model(self, epoch: int, directory: str, *args, **keys) -> None:
+        """Dassl's checkpoints, and the prompts beside them as safetensors."""
+        super().save_model(epoch, directory, *args, **keys)
+        folder = Path(directory, self.MODEL_NAME)
+        save_prompts(self._models[self.MODEL_NAME], folder, epoch + 1)
 
 
 def _close(found: Sequence[float], own: Sequence[float]) -> bool:

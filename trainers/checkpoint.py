@@ -1,20 +1,46 @@
-"""Finding and loading the prompts of a run; what does not fit is an error, not a silence."""
+"""Finding and loading the prompts of a run, ours or one that official code trained.
+
+Our files hold the learner's parameters alone, under the names of models/learners.py: the family's
+model.pth.tar-<epoch>, which also resumes, and beside it prompts-<epoch>.safetensors. Official files
+hold prompts (CoOp, CoCoOp) or whole models (the others) under the names that _OFFICIAL translates.
+What does not fit is an error, not a silence.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-REBUILT = ("token_prefix", "token_suffix")  # in official files; made from each run's class names
+# name in an official state dict -> ours
+_OFFICIAL = (
+    (r"(?:prompt_learner\.)?ctx", "ctx"),
+    (r"(?:prompt_learner\.)?(meta_net\.linear[12]\.(?:weight|bias))", r"\1"),
+    (r"(?:prompt_learner\.)?(proj\.(?:weight|bias))", r"\1"),
+    (r"(?:prompt_learner\.)?compound_prompts_text\.(\d+)", r"deep_text.\1"),
+    (r"(?:prompt_learner\.)?compound_prompt_projections\.(\d+\.(?:weight|bias))", r"deep_proj.\1"),
+    (r"image_encoder\.VPT", "vision.0"),
+    (r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"vision.\1"),
+    (r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", "deep_text.{}"),
+)
+# Frozen towers and class-name tokens in official files; each run has its own.
+_NOT_LEARNED = re.compile(
+    r"(?:prompt_learner\.)?token_(?:prefix|suffix)"
+    r"|(?:prompt_learner\.ZS_)?image_encoder\..+|text_encoder\..+|logit_scale"
+    r"|teacher_model\..+"
+)
 
 
 def find_checkpoint(directory: str, name: str, epoch: int | None) -> Path:
     """The file of a registered model in a run folder, for example prompt_learner/model.pth.tar-50.
 
-    Without an epoch: model-best.pth.tar if there is one, else the newest.
+    Without an epoch: model-best.pth.tar if there is one, else the newest. Where an epoch has no
+    such file, its prompts-<epoch>.safetensors serves.
 
     Raises:
         ValueError: there is no such file; the message lists those that exist.
@@ -22,13 +48,17 @@ def find_checkpoint(directory: str, name: str, epoch: int | None) -> Path:
     folder = Path(directory, name)
     if epoch is not None:
         path = folder / f"model.pth.tar-{epoch}"
+        if not path.is_file() and (folder / f"prompts-{epoch}.safetensors").is_file():
+            path = folder / f"prompts-{epoch}.safetensors"
     elif (folder / "model-best.pth.tar").is_file():
         path = folder / "model-best.pth.tar"
     else:
         pointer = folder / "checkpoint"
         path = folder / (pointer.read_text().strip() if pointer.is_file() else "checkpoint")
     if not path.is_file():
-        epochs = sorted(int(file.name.rsplit("-", 1)[1]) for file in folder.glob("model.pth.tar-*"))
+        epochs = sorted(
+            {int(number[1]) for file in folder.glob("*") if (number := _EPOCH.match(file.name))}
+        )
         found = f"epochs {', '.join(map(str, epochs))}" if epochs else "no checkpoint"
         raise ValueError(
             f"{path} does not exist; {folder} holds {found}. Check --model-dir and --load-epoch, "
@@ -37,43 +67,157 @@ def find_checkpoint(directory: str, name: str, epoch: int | None) -> Path:
     return path
 
 
+_EPOCH = re.compile(r"(?:model\.pth\.tar|prompts)-(\d+)(?:\.safetensors)?$")
+
+
+def save_prompts(learner: nn.Module, folder: Path, epoch: int) -> None:
+    """Write prompts-<epoch>.safetensors: the learner's parameters, nothing else."""
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in learner.state_dict().items()
+    }
+    content = save(state, {"learner": type(learner).__name__, "epoch": str(epoch)})
+    partial = folder / f"prompts-{epoch}.safetensors.partial"
+    partial.write_bytes(content)
+    partial.replace(folder / f"prompts-{epoch}.safetensors")
+
+
+class _Inert:
+    """Stands for any object that a file asks for beside tensors: it takes all and does nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
 def read_checkpoint(path: Path) -> dict:
     """A checkpoint file as a dict with state_dict and epoch; nothing in it is executed.
 
+    Files of old Dassl versions carry a pickled schedule with its optimizer. Such objects come out
+    empty: every class or function that a file names is replaced by one that does nothing.
+
     Raises:
-        ValueError: the file is no checkpoint, or holds more than plain values.
+        ValueError: the file is no checkpoint.
     """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            return {"state_dict": load_file(path), "epoch": int(path.stem.rsplit("-", 1)[-1])}
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as prompts ({error}).") from error
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken or unsafe file
+        checkpoint = _load_inert(path)
+    except Exception as error:  # torch raises many kinds for a broken file
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}). It is cut off, "
-            "or another program wrote it with pickled objects inside."
+            f"{path} cannot be read as a checkpoint ({_first_line(error)}). It is cut off, or no "
+            "program of this family wrote it."
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f"{path} holds no state_dict; give a file that a trainer saved.")
     return checkpoint
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _load_inert(path: Path):
+    named: list[str] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals([(_Inert, name) for name in named]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            unsafe = re.search(r"Unsupported global: GLOBAL (\S+) was not", str(error))
+            if unsafe is None or unsafe[1] in named or len(named) == _MOST_NAMES:
+                raise
+            named.append(unsafe[1])
+
+
+_MOST_NAMES = 100  # distinct classes in one file; real ones have fewer than five
+
+
+def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under our names, in float32, without frozen towers and class-name tokens.
+
+    Names that are neither official nor frozen stay as they are.
+    """
+    ours = {}
+    for name, value in state.items():
+        for pattern, replacement in _OFFICIAL:
+            match = re.fullmatch(pattern, name)
+            if match:
+                # Layer 0 of a text tower has the context itself, so deep prompts count from 1.
+                own = (
+                    replacement.format(int(match[1]) - 1)
+                    if "{}" in replacement
+                    else match.expand(replacement)
+                )
+                break
+        else:
+            if _NOT_LEARNED.fullmatch(name):
+                continue
+            own = name
+        ours[own] = value.float() if value.is_floating_point() else value
+    return ours
+
+
 def load_prompts(learner: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a learner's parameters; every name and shape must fit.
+    """Load a learner's parameters, under our names or official ones; every one must fit.
 
     Raises:
-        ValueError: the file is of another method, context length or width; names what differs.
+        ValueError: the file is of another method, depth, context length or width; says how the
+            two differ.
     """
-    kept = {key: value for key, value in state.items() if not key.endswith(REBUILT)}
-    own = learner.state_dict()
-    missing, unexpected = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
+    found, own = translate(state), learner.state_dict()
+    missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(
-            f"{path} does not fit {type(learner).__name__}: missing {missing}, unexpected "
-            f"{unexpected}. Check that --trainer is the one that wrote it."
+            f"{path} holds {_describe(found)}; this run has {_describe(own)} "
+            f"(missing {_short(missing)}, unexpected {_short(unexpected)}). Check --trainer, "
+            "and the depths and N_CTX of its config."
         )
-    for key, value in kept.items():
+    for key, value in found.items():
         if value.shape != own[key].shape:
             raise ValueError(
                 f"{path}: {key} has shape {tuple(value.shape)}, this run's {tuple(own[key].shape)} "
                 "(tokens x width; with one more axis for class-specific contexts, which serve "
                 "their own classes only). Check N_CTX, CTX_INIT, CSC, --backbone and the classes."
             )
-    learner.load_state_dict(kept)
+    learner.load_state_dict(found)
+
+
+def _describe(state: Mapping[str, Tensor]) -> str:
+    """What a state dict is of, for people: "prompts of MaPLe, text depth 9"."""
+
+    def count(prefix: str) -> int:
+        return len({key.split(".")[1] for key in state if key.startswith(prefix + ".")})
+
+    text, vision = count("deep_text"), count("vision")
+    if "proj.weight" in state:
+        kind = f"prompts of MaPLe, depth {text + 1}"
+    elif "meta_net.linear1.weight" in state:
+        kind = "prompts of CoCoOp"
+    elif "projector.0.weight" in state:
+        kind = f"prompts of PromptKD, depth {vision}"
+    elif vision and "ctx" in state:
+        kind = (
+            f"prompts of both towers (IVLP, PromptSRC), depths {vision} (vision), {text + 1} (text)"
+        )
+    elif vision:
+        kind = f"prompts of VPT, depth {vision}"
+    elif "ctx" in state:
+        kind = "a text context (CoOp, IVLP)" + (f", depth {text + 1}" if text else "")
+    else:
+        kind = "no prompts"
+    return kind + (" with a negative twin" if "negative_ctx" in state else "")
+
+
+def _short(names: list[str]) -> str:
+    return (
+        str(names) if len(names) <= 4 else f"[{', '.join(map(repr, names[:3]))}, ... {len(names)}]"
+    )

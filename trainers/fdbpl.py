@@ -1,4 +1,4 @@
-"""FDBPL: a method taught by stored region logits, with a positive and a negative prompt."""
+"""FDBPL: a prompt model taught by stored region logits, with a negative twin of its prompt."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ import numpy as np
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import losses
 from models.clip import LoadedClip, supported_precision, weights_digest
-from models.learners import DualContextLearner, initial_context
+from models.learners import initial_context
+from models.prompted_clip import PromptedCLIP
 from models.teacher import Teacher
-from models.templates import template_for
 from regions.dataset import RegionDataset, RegionSampler, collate_regions
 from regions.spec import relative_path
 from regions.store import RegionStore, RunNeeds
 from regions.text import with_text_of_run
 from trainers.coop import CoOp
+from trainers.distillation import Distillation
+from trainers.registry import objective
 
 REGION_WEIGHTS = ("entropy", "none")
 
 
-class StoredRegions:
-    """Objective: the student follows teacher logits that are read from a region store.
+@objective("FDBPL")
+class StoredRegions(Distillation):
+    """The student follows teacher logits that are read from a region store.
 
-    The teacher network is not loaded for it. Source: FDBPL, arXiv:2505.18053 (docs/METHOD.md).
+    A negative twin of the prompt learns to reject. The teacher network is not loaded for it.
+    Source: FDBPL, arXiv:2505.18053 (docs/METHOD.md: the terms, and how they act on each host).
     """
 
     def teacher_name(self) -> str:
-        return self.cfg.TRAINER.FDBPL.TEACHER
+        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
+        return "uniform" if uniform else self.cfg.TRAINER.FDBPL.TEACHER
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
@@ -47,20 +51,18 @@ class StoredRegions:
                 f"TRAINER.FDBPL.REGIONS_PER_STEP is {keys.REGIONS_PER_STEP}; it needs 1 to "
                 f"NUM_REGIONS ({keys.NUM_REGIONS})."
             )
-        if not any(_weights(keys).values()):
-            raise ValueError("Every weight under TRAINER.FDBPL is 0: nothing is left to learn.")
+        if not any(_weights(keys).values()) and not cfg.TRAINER.DISTILL.LABEL_WEIGHT:
+            raise ValueError(
+                "Every weight under TRAINER.FDBPL and TRAINER.DISTILL.LABEL_WEIGHT is 0: nothing "
+                "is left to learn."
+            )
 
-    def build_learner(self, clip: LoadedClip, num_classes: int | None) -> DualContextLearner:
-        keys = self.cfg.TRAINER.COOP
-        negative_words = self.cfg.TRAINER.FDBPL.NEGATIVE_INIT if keys.CTX_INIT else ""
-        positive_ND, negative_ND = (
-            initial_context(clip, words, keys.N_CTX) for words in (keys.CTX_INIT, negative_words)
-        )
-        return DualContextLearner(positive_ND, negative_ND, num_classes)
-
-    def class_features(self) -> Tensor:
-        """Images are recognised with the positive prompt alone."""
-        return self.model.text_features()[0]
+    def build_student(self, clip: LoadedClip) -> PromptedCLIP:
+        student = super().build_student(clip)
+        words = self.cfg.TRAINER.FDBPL.NEGATIVE_INIT if self.context_init() else ""
+        student.learner.add_negative(initial_context(clip, words, student.learner.num_words))
+        student.learner.to(self.device)
+        return student
 
     # Reading the store
 
@@ -84,8 +86,8 @@ class StoredRegions:
         store = RegionStore.open(path)
         needs = RunNeeds.from_cfg(
             cfg,
-            template=template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
-            classnames=dataset.classnames,
+            template=self.teacher_template(),
+            classnames=self.taught_classnames(),
             images=[relative_path(item.impath, cfg.DATASET.ROOT) for item in dataset.train_x],
             teacher_digest=weights_digest(cfg.TRAINER.FDBPL.TEACHER),
         )
@@ -110,7 +112,7 @@ class StoredRegions:
         regions = RegionDataset(
             dataset.train_x,
             store,
-            store.columns(dataset.classnames),
+            store.columns(self.taught_classnames()),
             cfg.TRAINER.FDBPL.REGIONS_PER_STEP,
             image_size=self.model.clip.image_size,
             mean=self.model.clip.mean,
@@ -130,30 +132,28 @@ class StoredRegions:
 
     # Learning from it
 
-    def losses(self, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_logits(self, batch: dict) -> Tensor:
+        return batch["teacher_logits"]
+
+    def distill(self, logits: Tensor, target_BC: Tensor, weight_B: Tensor) -> dict[str, Tensor]:
         keys = self.cfg.TRAINER.FDBPL
-        teacher_BC = batch["teacher_logits"]
-        image_BD = self.model.image_features(batch["img"])
-        text_2CD = self.model.text_features()
-        positive_CD, negative_CD = text_2CD
-        positive_BC, negative_BC = self.model.logits(image_BD, text_2CD)
-        weight_B = losses.region_weight(teacher_BC)
+        positive_BC, negative_BC = logits
         if keys.REGION_WEIGHT == "none":
             weight_B = torch.ones_like(weight_B)
+        scale = self.model.clip_model.logit_scale.exp().to(logits.dtype)
 
         terms = {
-            "distill": lambda: (weight_B * losses.symmetric_kl(positive_BC, teacher_BC)).mean(),
+            "distill": lambda: (weight_B * losses.symmetric_kl(positive_BC, target_BC)).mean(),
             "reject": lambda: ((1 - weight_B) * losses.rejection(negative_BC)).mean(),
             "similarity": lambda: (
                 weight_B * losses.logit_similarity(positive_BC, negative_BC)
             ).mean(),
             "cascade": lambda: losses.cascaded_difference(
-                image_BD, positive_CD, negative_CD, teacher_BC, weight_B, keys.CASCADE_MARGIN
+                (positive_BC - negative_BC) / scale, target_BC, weight_B, keys.CASCADE_MARGIN
             ),
-            "labels": lambda: F.cross_entropy(positive_BC, batch["label"]),
         }
         weights = _weights(keys)
-        return {name: weights[name] * terms[name]() for name in terms if weights[name]}, positive_BC
+        return {name: weights[name] * terms[name]() for name in terms if weights[name]}
 
 
 def _weights(keys) -> dict[str, float]:
@@ -163,15 +163,9 @@ def _weights(keys) -> dict[str, float]:
         "reject": keys.REJECT_WEIGHT,
         "similarity": keys.SIMILARITY_WEIGHT,
         "cascade": keys.CASCADE_WEIGHT,
-        "labels": keys.LABEL_WEIGHT,
     }
 
 
 @TRAINER_REGISTRY.register()
 class FDBPL(StoredRegions, CoOp):
-    """CoOp's prompt with a negative twin, taught by stored region logits."""
-
-
-@TRAINER_REGISTRY.register()
-class CoOp_FDBPL(FDBPL):
-    """FDBPL under the name that says its host."""
+    """CoOp_FDBPL under the method's name: CoOp's prompt with a negative twin."""

@@ -1,45 +1,48 @@
-"""KDPL: a method taught by an online teacher instead of labels."""
+"""KDPL: a prompt model taught by an online teacher instead of labels."""
 
 from __future__ import annotations
 
-from dassl.engine import TRAINER_REGISTRY
+import torch
 from torch import Tensor
 
 from losses import symmetric_kl
 from models.teacher import Teacher
-from models.templates import template_for
-from trainers.coop import CoOp
+from trainers.distillation import Distillation
+from trainers.registry import objective
 
 
-class OnlineTeacher:
-    """Objective: the student's logits follow a frozen teacher's on the same augmented image.
+@objective("KDPL")
+class OnlineTeacher(Distillation):
+    """The student's logits follow a frozen teacher's on the same augmented image.
 
     The teacher looks at every image in every epoch. Source: KDPL, arXiv:2407.03056; here the
     teacher keeps its own logit scale where the authors' code takes the student's.
     """
 
     def teacher_name(self) -> str:
-        return self.cfg.TRAINER.KDPL.TEACHER
+        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
+        return "uniform" if uniform else self.cfg.TRAINER.KDPL.TEACHER
 
     def before_train(self) -> None:
-        cfg = self.cfg
-        print(f"Loading the teacher (TRAINER.KDPL.TEACHER: {self.teacher_name()})")
-        self.teacher = Teacher.load(
-            self.teacher_name(),
-            self.dm.dataset.classnames,
-            template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
-            cfg.TRAINER.KDPL.TEACHER_PREC,
-            self.device,
-        )
+        keys = self.cfg.TRAINER.KDPL
+        if not self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER:
+            print(f"Loading the teacher (TRAINER.KDPL.TEACHER: {keys.TEACHER})")
+            self.teacher = Teacher.load(
+                keys.TEACHER,
+                self.taught_classnames(),
+                self.teacher_template(),
+                keys.TEACHER_PREC,
+                self.device,
+            )
         super().before_train()
 
-    def losses(self, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
+    def teacher_logits(self, batch: dict) -> Tensor:
+        if self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER:
+            return torch.zeros(len(batch["img"]), len(self.taught_classnames()), device=self.device)
         pixels = self.cfg.INPUT
-        images = self.teacher.from_student_pixels(batch["img"], pixels.PIXEL_MEAN, pixels.PIXEL_STD)
-        student_BC, teacher_BC = self.model(batch["img"]), self.teacher(images)
-        return {"loss": symmetric_kl(student_BC, teacher_BC).mean()}, student_BC
+        return self.teacher(
+            self.teacher.from_student_pixels(batch["img"], pixels.PIXEL_MEAN, pixels.PIXEL_STD)
+        )
 
-
-@TRAINER_REGISTRY.register()
-class CoOp_KDPL(OnlineTeacher, CoOp):
-    """CoOp's prompt, KDPL's objective."""
+    def distill(self, logits: Tensor, target_BC: Tensor, weight_B: Tensor) -> dict[str, Tensor]:
+        return {"distill": symmetric_kl(logits, target_BC).mean()}

@@ -1,0 +1,83 @@
+"""One test: class features computed once, interpolated with hand-written ones, and what was said.
+
+Letters: B images of a batch, C classes, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.prompted_clip import FrozenCLIP, HandwrittenCLIP, unit
+
+
+class Evaluation:
+    """Logits of the recognising prompt for each share of the hand-written one.
+
+    A share a mixes class features as unit((1 - a) learned + a hand-written); nothing is trained
+    anew. The first share gives the logits; the others are counted beside it, for a sweep.
+    """
+
+    def __init__(
+        self,
+        model: FrozenCLIP,
+        classnames: Sequence[str],
+        template: str,
+        alphas: Sequence[float] = (0.0,),
+    ):
+        self.model = model
+        self.alphas = tuple(alphas)
+        self.impaths: list[str] = []
+        self.labels: list[int] = []
+        self.predictions: list[int] = []  # of the first share
+        self._hits = torch.zeros(len(self.alphas), dtype=torch.long)
+        self._label_B: Tensor | None = None
+        self._text = None if model.conditional else _recognising(model.text_features(), 2)
+        self._handwritten = None
+        if any(self.alphas):
+            self._handwritten = HandwrittenCLIP(model.clip, classnames, template).text_features()
+
+    def expect(self, impaths: Sequence[str], label_B: Tensor) -> None:
+        """Announce the images of the next call of logits() and their true classes."""
+        self.impaths += list(impaths)
+        self.labels += label_B.tolist()
+        self._label_B = label_B
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, C) for the first share of TEST.TEXT_INTERPOLATION."""
+        image_BD = self.model.image_features(images)
+        text = self._text
+        if text is None:
+            text = _recognising(self.model.text_features(image_BD), 3)
+        every = [self.model.logits(image_BD, self._mix(text, alpha)) for alpha in self.alphas]
+        if self._label_B is not None:
+            said = torch.stack([logits_BC.argmax(dim=-1).cpu() for logits_BC in every])
+            self._hits += (said == self._label_B.cpu()).sum(dim=1)
+            self.predictions += said[0].tolist()
+            self._label_B = None
+        return every[0]
+
+    def sweep(self) -> list[dict[str, float]]:
+        """Accuracy in percent for each share, where there are several."""
+        if len(self.alphas) == 1 or not self.labels:
+            return []
+        percent = (100 * self._hits / len(self.labels)).tolist()
+        return [{"alpha": a, "accuracy": p} for a, p in zip(self.alphas, percent, strict=True)]
+
+    def sweep_table(self) -> str:
+        """The sweep as text for the log."""
+        lines = [f"  {row['alpha']:5.2f}  {row['accuracy']:6.2f} %" for row in self.sweep()]
+        return "\n".join(["Accuracy by TEST.TEXT_INTERPOLATION:", *lines])
+
+    def _mix(self, text: Tensor, alpha: float) -> Tensor:
+        if not alpha:
+            return text
+        return unit((1 - alpha) * text + alpha * self._handwritten)
+
+
+def _recognising(text: Tensor, dims: int) -> Tensor:
+    """The positive prompt's features where there are two prompts."""
+    return text if text.dim() == dims else text[0]

@@ -41,14 +41,20 @@ def is_domain(dataset: str) -> bool:
 
 @dataclass(frozen=True)
 class Stems:
-    """Recipes of one protocol: by data set before by shots, else `default`. None: not defined."""
+    """Recipes of one protocol: the most particular one counts. None: not defined."""
 
     default: str | None
     of_dataset: dict[str, str] = field(default_factory=dict)
     of_shots: dict[int, str] = field(default_factory=dict)
+    of_backbone: dict[str, str] = field(default_factory=dict)  # before the data set and the shots
 
-    def find(self, dataset: str, shots: int) -> str | None:
-        return self.of_dataset.get(dataset) or self.of_shots.get(shots) or self.default
+    def find(self, dataset: str, shots: int, backbone: str) -> str | None:
+        return (
+            self.of_backbone.get(backbone)
+            or self.of_dataset.get(dataset)
+            or self.of_shots.get(shots)
+            or self.default
+        )
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,22 @@ class Method:
 
     def recipe(self, protocol: str, dataset: str, shots: int, backbone: str = "") -> str | None:
         """The stem of the recipe; None where the method is not defined under the protocol."""
-        stem = self.stems(protocol).find(dataset, shots)
+        backbone = backbone or self.backbone
+        stem = self.stems(protocol).find(dataset, shots, backbone)
         if stem is None or is_toy(dataset):
             return stem and "toy"
-        return stem.replace("{}", backbone or self.backbone)
+        return stem.replace("{}", backbone)
 
 
 def _everywhere(stem: str) -> dict[str, Stems]:
     return dict(base2new=Stems(stem), cross=Stems(stem), few_shot=Stems(stem))
 
 
-# CoOp trains long where images are few classes' and short where they are ImageNet's (its COOP.md).
+# KDPL's baselines differ from the family's recipes: its students are ViT-B/32 and RN50.
+_KDPL_COOP = dict.fromkeys(("vit_b32", "rn50"), "{}_ep50_ctxv1")
+# CoOp's epochs go with the number of images (its COOP.md).
 _COOP = dict(
-    base2new=Stems("{}_ctxv1", {"imagenet": "{}_ep50_ctxv1"}),
+    base2new=Stems("{}_ctxv1", {"imagenet": "{}_ep50_ctxv1"}, of_backbone=_KDPL_COOP),
     cross=Stems("{}_ep50_ctxv1"),
     few_shot=Stems(
         "{}", {"imagenet": "{}_ep50"}, {1: "{}_ep50", 2: "{}_ep100", 4: "{}_ep100"}
@@ -92,9 +101,10 @@ _COOP = dict(
 )  # fmt: skip
 _COCOOP = _everywhere("{}_c4_ep10_batch1_ctxv1")
 _VPT = _everywhere("{}_c2_ep5_batch4_4")
-_IVLP = _everywhere("{}_c2_ep20_batch4_4+4ctx")
+_IVLP_22 = "{}_c2_ep5_batch4_2+2ctx"
 _MAPLE = _everywhere("{}_c2_ep5_batch4_2ctx")
 _SRC = "{}_c2_ep20_batch4_4+4ctx"
+_IVLP = Stems(_SRC, of_backbone={"vit_b32": _IVLP_22})
 _PROMPTSRC = _everywhere(_SRC) | dict(cross=Stems(_SRC + "_cross_datasets"))
 # Data sets for which PromptSRC's few-shot recipe asks for another Gaussian: mean 45, std 5.
 _SRC_FEW = "{}_c2_ep50_batch4_4+4ctx_few_shot"
@@ -111,18 +121,26 @@ _PLAIN = (
     Method("coop", "CoOp", **_COOP),
     Method("cocoop", "CoCoOp", **_COCOOP),
     Method("vpt", "VPT", **_VPT),
-    Method("ivlp", "IVLP", **_IVLP),
+    Method("ivlp", "IVLP", _IVLP, _IVLP, _IVLP),
     # MaPLe's two reference baselines: IVLP with other recipes.
-    Method("independent-vlp", "IVLP", **_everywhere("{}_c2_ep5_batch4_2+2ctx")),
+    Method("independent-vlp", "IVLP", **_everywhere(_IVLP_22)),
     Method("language-prompting", "IVLP", **_everywhere("{}_c2_ep5_batch4_4ctx_language_only")),
     Method(
         "maple", "MaPLe",
-        **_MAPLE | dict(cross=Stems("{}_c2_ep5_batch4_2ctx_cross_datasets")),
+        **_MAPLE
+        | dict(
+            cross=Stems(
+                "{}_c2_ep5_batch4_2ctx_cross_datasets",
+                of_backbone={"vit_b32": "{}_c2_ep5_batch4_2ctx"},
+            )
+        ),
     ),
     Method(
         "promptsrc", "PromptSRC",
         **_PROMPTSRC
-        | dict(few_shot=Stems(_SRC_FEW, dict.fromkeys(_GPA_45, _SRC_FEW + "_gpa45"))),
+        | dict(few_shot=Stems(
+            _SRC_FEW, dict.fromkeys(_GPA_45, _SRC_FEW + "_gpa45"), of_backbone={"vit_b32": _SRC}
+        )),
     ),
     Method(
         "promptkd", "PromptKD",
@@ -136,12 +154,12 @@ _PLAIN = (
 )  # fmt: skip
 
 # KDPL's recipes: a ViT-B/32, 50 epochs of CoOp everywhere, MaPLe's cross-data-set runs as the
-# others. FDBPL takes the same. IVLP is in neither paper; it goes with PromptSRC, its base.
+# others. FDBPL takes the same. IVLP is in neither paper: ours, MaPLe's baseline at this student.
 _DISTILLED = {
     "coop": ("CoOp", _everywhere("{}_ctxv1")),
     "cocoop": ("CoCoOp", _COCOOP),
     "vpt": ("VPT", _VPT),
-    "ivlp": ("IVLP", _IVLP),
+    "ivlp": ("IVLP", _everywhere(_IVLP_22)),
     "maple": ("MaPLe", _MAPLE),
     "promptsrc": ("PromptSRC", _PROMPTSRC),
 }

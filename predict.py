@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -53,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout = sys.stderr  # what the trainer says on loading is not the answer
     try:
         trainer = open_run(args.model_dir, read_names(args.classnames), args.load_epoch)
+        transform = build_transform(trainer.cfg, is_train=False)
     finally:
         sys.stdout = told
     for start in range(0, len(paths), args.batch_size):
         batch = paths[start : start + args.batch_size]
-        probabilities_BC = recognise(trainer, batch)
+        probabilities_BC = recognise(trainer, transform, batch)
         for path, probability_C in zip(batch, probabilities_BC, strict=True):
             print(line(path, probability_C, trainer, args))
 
@@ -98,9 +99,8 @@ def read_names(given: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def recognise(trainer, paths: Sequence[Path]) -> torch.Tensor:
-    """Probabilities (B, C) of image files, prepared as for the run's test."""
-    transform = build_transform(trainer.cfg, is_train=False)
+def recognise(trainer, transform: Callable, paths: Sequence[Path]) -> torch.Tensor:
+    """Probabilities (B, C) of image files, prepared by the transform of the run's test."""
     images = torch.stack([transform(_read(path)) for path in paths]).to(trainer.device)
     return trainer.model_inference(images).float().softmax(dim=-1).cpu()
 

@@ -34,9 +34,12 @@ from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
 from regions.dump import dump, dump_cost, list_images, stored_teacher_accuracy
+from regions.fit import require_same_spec
+from regions.manifest import find_dump
 from regions.shared import SharedWriter
 from regions.spec import FROM_TEACHER, RegionSpec, region_settings
-from regions.store import RegionStore, StoreWriter, find_dump, require_same_spec
+from regions.store import RegionStore
+from regions.writer import StoreWriter
 
 
 def main(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ STALE seconds without a touch when it ran elsewhere or hangs. The asking process
 its own clock, so machines need not agree on the time.
 
 Claims save work and guard nothing: processes that make the same shard nevertheless (a hung one
-wakes up, a network file system shows old news) cost only time, see regions.store.
+wakes up, a network file system shows old news) cost only time, see regions.shared.
 """
 
 from __future__ import annotations
@@ -53,16 +53,9 @@ class Claims:
                 if self.is_alive(name) is not False:
                     return False
                 self._remove_dead(path)
-            claim = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._make(path)
         except (FileExistsError, FileNotFoundError):  # another was faster, or swept the folder
             return False
-        try:
-            with open(claim, "w", encoding="utf-8") as file:
-                json.dump({**self._owner, "token": self.token}, file)
-        except OSError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
         self._held.add(name)
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep_beating, daemon=True)
@@ -119,6 +112,30 @@ class Claims:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.claim"
+
+    def _make(self, path: Path) -> None:
+        """Make a claim with all that it says at once: a killed process leaves none half written.
+
+        Raises FileExistsError when there is one.
+        """
+        text = json.dumps({**self._owner, "token": self.token})
+        new = path.with_name(f"{path.name}.{self.token}.new")
+        try:
+            new.write_text(text, encoding="utf-8")
+            try:
+                os.link(new, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(text)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(path)  # a full disk says which file it refused
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                new.unlink()
 
     def _remove_dead(self, path: Path) -> None:
         """Take a dead owner's claim out of the way; of several who try, one moves it."""

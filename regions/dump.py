@@ -5,6 +5,7 @@ Letters: R regions of one image, N images of a shard, B regions per teacher pass
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -24,19 +25,13 @@ from tqdm import tqdm
 
 from regions.boxes import cut_all, sample_boxes
 from regions.dataset import read_image, reading, to_input
-from regions.files import DTYPES, Tensors
+from regions.files import DTYPES, Tensors, write_whole
 from regions.kinds import encode
+from regions.layout import CLAIMS, data_bytes, shard_tensors
 from regions.shared import SharedWriter
 from regions.spec import RegionImage, RegionSpec, relative_path
-from regions.store import (
-    CLAIMS,
-    RegionStore,
-    RegionStoreError,
-    StoreWriter,
-    data_bytes,
-    shard_tensors,
-    write_whole,
-)
+from regions.store import RegionStore, RegionStoreError
+from regions.writer import StoreWriter
 
 # images (B, 3, H, W) float32 -> logits (B, C), or unit image features (B, D) for kind features
 Teacher = Callable[[Tensor], Tensor]
@@ -188,7 +183,7 @@ def _shard_tensors(
     run: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
 ) -> Tensors:
-    """What a shard keeps of its images: see regions.store.shard_tensors."""
+    """What a shard keeps of its images: see regions.layout.shard_tensors."""
     tensors = {
         name: np.empty(tensor.shape, DTYPES[tensor.dtype])
         for name, tensor in shard_tensors(spec, len(images)).items()
@@ -278,7 +273,8 @@ class DumpClock:
         self.session["regions"] += regions
         self.session["seconds"] = round(time.perf_counter() - self.started, 3)
         if self.process:
-            self._write(self.claims / f"session_{self.process}.json", [self.session])
+            with contextlib.suppress(FileNotFoundError):  # the others have finished the dump
+                self._write(self.claims / f"session_{self.process}.json", [self.session])
         else:
             self._write(self.path, [*self.others, self.session])
 
@@ -306,7 +302,7 @@ class DumpClock:
             "regions": sum(s["regions"] for s in sessions),
             "sessions": sessions,
         }
-        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode(), self.process)
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         try:

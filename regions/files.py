@@ -59,10 +59,12 @@ def canonical_json(value: Any) -> str:
 # --- writing --------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, content: bytes, writer: str = "") -> None:
+def write_whole(path: Path, content: bytes, writer: str = "", first_stays: bool = False) -> None:
     """Write beside, then rename: a killed dump leaves no file that looks finished.
 
-    writer: name of this process where several may write the same file; then the first one stays.
+    Args:
+        writer: name of this process where several may write the same file.
+        first_stays: a file that is there already is kept; else it is replaced.
     """
     unfinished = path.with_name(f"{path.name}{writer and '.'}{writer}.partial")
     try:
@@ -70,7 +72,7 @@ def write_whole(path: Path, content: bytes, writer: str = "") -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if writer:
+        if first_stays:
             _put_first(unfinished, path)
         else:
             os.replace(unfinished, path)

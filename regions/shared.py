@@ -7,7 +7,6 @@ connection: only the folder is shared. The bytes are those of a single process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -15,21 +14,15 @@ from pathlib import Path
 
 from regions.claims import Claims
 from regions.files import RegionStoreError, Tensors, write_whole
+from regions.fit import require_same_spec
+from regions.layout import CLAIMS, MANIFEST, TEXT, shard_name
+from regions.lock import busy, lock_folder, relock
+from regions.manifest import find_dump
 from regions.spec import RegionSpec
-from regions.store import (
-    CLAIMS,
-    MANIFEST,
-    TEXT,
-    StoreWriter,
-    busy,
-    find_dump,
-    lock_folder,
-    relock,
-    require_same_spec,
-    shard_name,
-)
+from regions.writer import StoreWriter
 
 FINISH = "manifest"  # name of the claim on finishing; shards are claimed by number
+BEGIN = "start"  # and of the claim on starting
 START = 600.0  # seconds to wait for another process's start, which verifies the shards that exist
 
 
@@ -48,22 +41,8 @@ class SharedWriter(StoreWriter):
     # Starting: one process at a time; whoever is alone verifies what earlier ones left.
 
     def _take_lock(self) -> int | None:
-        return lock_folder(self.path, shared=True)
-
-    def _start(self, shard_images: int | None) -> None:
-        with self._starting():
-            if self._lock is not None and relock(self._lock, shared=False):  # nobody else is here
-                super()._start(shard_images)
-                self._drop_damaged()
-                if not relock(self._lock, shared=True):
-                    raise busy(self.path)
-            else:
-                self._join(shard_images)
-
-    @contextlib.contextmanager
-    def _starting(self) -> Iterator[None]:
         deadline = time.monotonic() + START
-        while not self.claims.take("start"):
+        while not self.claims.take(BEGIN):  # whoever starts may hold the lock alone for a while
             if time.monotonic() > deadline:
                 raise RegionStoreError(
                     f"another process has been starting a dump in {self.path} for {START:.0f} s. "
@@ -71,9 +50,21 @@ class SharedWriter(StoreWriter):
                 )
             time.sleep(0.05)
         try:
-            yield
-        finally:
-            self.claims.release("start")
+            return lock_folder(self.path, shared=True)
+        except BaseException:
+            self.claims.close()
+            raise
+
+    def _start(self, shard_images: int | None) -> None:
+        alone = self._lock is not None and relock(self._lock, shared=False)
+        if alone:
+            super()._start(shard_images)
+            self._drop_damaged()
+        if self._lock is not None and not relock(self._lock, shared=True):
+            raise busy(self.path)  # a change of locks that fails loses the lock: take it anew
+        if not alone:
+            self._join(shard_images)
+        self.claims.release(BEGIN)
 
     def _drop_damaged(self) -> None:
         """What is there is whole from now on."""
@@ -114,7 +105,7 @@ class SharedWriter(StoreWriter):
             yield index
 
     def _put(self, path: Path, content: bytes) -> None:
-        write_whole(path, content, self.process)
+        write_whole(path, content, self.process, first_stays=True)
 
     def write(self, index: int, tensors: Tensors) -> None:
         super().write(index, tensors)

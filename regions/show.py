@@ -17,9 +17,10 @@ from PIL import Image
 from regions import show_html, show_png
 from regions.boxes import cut
 from regions.dataset import read_image
+from regions.files import write_whole
 from regions.show_colours import Ramp
 from regions.spec import RegionImage, relative_path
-from regions.store import RegionStore, RegionStoreError, write_whole
+from regions.store import RegionStore, RegionStoreError
 from regions.summary import Survey, confidence, log_probabilities, survey
 
 MAX_REGIONS = 60  # of one image in a picture; of more, evenly spaced ones in the order of w

@@ -19,8 +19,11 @@ from tqdm import tqdm
 
 from regions.files import REDO, RegionStoreError, Tensors, check_size, file_checksum, write_whole
 from regions.kinds import KINDS, encode
+from regions.layout import IMAGES, MANIFEST
+from regions.manifest import Manifest, read_manifest
 from regions.spec import RegionSpec
-from regions.store import IMAGES, MANIFEST, Manifest, RegionStore, StoreWriter, read_manifest
+from regions.store import RegionStore
+from regions.writer import StoreWriter
 
 # --- verify ---------------------------------------------------------------------------------
 

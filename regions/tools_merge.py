@@ -9,19 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regions.files import RegionStoreError, Tensors, map_file, parse_tensors, tensors_checksum
+from regions.files import RegionStoreError, Tensors
+from regions.layout import TEXT, shard_ranges, whole_shard, whole_text
+from regions.manifest import find_dump
 from regions.spec import RegionSpec
-from regions.store import (
-    TEXT,
-    RegionStore,
-    StoreWriter,
-    find_dump,
-    parse_shard,
-    shard_name,
-    shard_ranges,
-    text_tensors,
-)
+from regions.store import RegionStore
 from regions.tools import carry_dump_records, progress, refuse_as_target
+from regions.writer import StoreWriter
 
 
 class Merged(NamedTuple):
@@ -78,14 +72,14 @@ def _join_shards(
     with StoreWriter(out, spec, shard_images) as writer:
         for index in progress("merge", writer.missing):
             for path in sources:
-                tensors = _whole_shard(path, spec, index, *ranges[index])
-                if tensors is not None:
-                    writer.write(index, tensors)
+                found = whole_shard(path, spec, index, *ranges[index])
+                if found is not None:
+                    writer.write(index, found[0])
                     break
-        texts = (_whole_text(path, spec) for path in sources if writer.needs_text)
-        text = next((text for text in texts if text is not None), None)
+        texts = (whole_text(path, spec) for path in sources if writer.needs_text)
+        text = next((found for found in texts if found is not None), None)
         if text is not None:
-            writer.write_text(text)
+            writer.write_text(text[0]["text"])
         if writer.missing or writer.needs_text:
             lacking = _listed(writer.missing) if writer.missing else TEXT
             raise RegionStoreError(
@@ -95,27 +89,6 @@ def _join_shards(
         if not writer.is_finished:
             writer.finish()
     return RegionStore.open(out)
-
-
-def _whole_shard(
-    path: Path, spec: RegionSpec, index: int, first: int, num_images: int
-) -> Tensors | None:
-    file = path / shard_name(index)
-    try:
-        tensors, checksum = parse_shard(file, map_file(file), spec, index, first, num_images)
-    except RegionStoreError:
-        return None
-    return tensors if tensors_checksum(tensors) == checksum else None
-
-
-def _whole_text(path: Path, spec: RegionSpec) -> np.ndarray | None:
-    file, promise = path / TEXT, {"spec": spec.id}
-    try:
-        content = map_file(file)
-        tensors, checksum = parse_tensors(file, content, text_tensors(spec), promise, TEXT)
-    except RegionStoreError:
-        return None
-    return tensors["text"] if tensors_checksum(tensors) == checksum else None
 
 
 def _require_mergeable(path: Path, spec: RegionSpec, other_path: Path, other: RegionSpec) -> None:

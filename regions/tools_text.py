@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from regions.files import RegionStoreError
+from regions.layout import MANIFEST, shard_name
+from regions.manifest import Manifest, find_dump
 from regions.spec import RegionSpec
-from regions.store import MANIFEST, Manifest, RegionStore, find_dump, shard_name
+from regions.store import RegionStore
 from regions.summary import SURVEYED, probabilities, survey
+from regions.text import kept_variants
 
 KEPT = ("kind", "dtype", "top_k", "feature_width", "logit_scale", "images", "image_seeds")
 
@@ -28,6 +31,7 @@ def info(path: str | Path, max_images: int = SURVEYED) -> str:
     rows = {"Store": str(path), **_of_spec(found.spec), **_of_files(path, found)}
     if store:
         rows |= _of_values(store, max_images)
+        rows |= _of_text(store)
     rows |= _of_dump(path)
     return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
 
@@ -88,6 +92,11 @@ def _of_values(store: RegionStore, max_images: int) -> dict[str, str]:
         "Region weight w": f"mean {seen.weights_NM.mean():.3f}; 10 % are below {low:.2f}, "
         f"half below {middle:.2f}, 90 % below {high:.2f}{part}",
     }
+
+
+def _of_text(store: RegionStore) -> dict[str, str]:
+    kept = [f"{text.variant} ({text.num_classes} classes)" for text in kept_variants(store)]
+    return {"Text variants": f"{', '.join(kept)}, in {store.path.name}.text"} if kept else {}
 
 
 def _of_dump(path: Path) -> dict[str, str]:

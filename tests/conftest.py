@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import parity
 import pytest
 import torch
 from safetensors import safe_open
@@ -32,22 +33,12 @@ def read_parity(name: str) -> tuple[dict[str, torch.Tensor], dict]:
 @pytest.fixture(scope="session")
 def random_clip(tmp_path_factory) -> Path:
     """A file with the fixtures' student: ViT-B wide, 4 + 4 layers, random from seed 11."""
-    from clip.model import CLIP
-
-    torch.manual_seed(11)
-    state = CLIP(512, 224, 4, 768, 32, 77, 49408, 512, 8, 4).state_dict()
-    noise = torch.Generator().manual_seed(1011)
-    for name, value in state.items():  # layer norms and biases start trivial: move them
-        if ".ln_" in name or name.startswith(("ln_", "visual.ln_")) or name.endswith("bias"):
-            state[name] = value + 0.05 * torch.randn(value.shape, generator=noise)
-    state["logit_scale"] = torch.tensor(4.6052)
     path = tmp_path_factory.mktemp("clip") / "student.pt"
-    torch.save({name: value.half() for name, value in state.items()}, path)
+    torch.save(parity.random_clip(11), path)
     return path
 
 
 @pytest.fixture(scope="session")
 def parity_images() -> tuple[torch.Tensor, torch.Tensor]:
     """Images (4, 3, 224, 224) and labels (4,) of the fixtures."""
-    images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(123))
-    return images.half().float(), torch.tensor([0, 3, 7, 9])
+    return parity.images_and_labels()

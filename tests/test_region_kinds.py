@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +17,16 @@ import torch
 from safetensors import safe_open
 
 import dump_teacher_logits
-import regions.store
+import regions.writer
 import train
 from datasets import toy
 from models.prompted_clip import HandwrittenCLIP
 from regions.images import ImageTable, RegionImage
 from regions.kinds import KINDS, decode, encode
-from regions.store import RegionStore, RegionStoreError, RunNeeds, StoreWriter, shard_tensors
-from regions.text import text_path, with_text_of_run
+from regions.layout import shard_tensors
+from regions.store import RegionStore, RegionStoreError, RunNeeds
+from regions.text import kept_variants, read_text, text_path, with_text_of_run, write_text
+from regions.writer import StoreWriter
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = Path(__file__).resolve().parents[1]
@@ -135,7 +138,7 @@ def test_every_kind_refuses_values_out_of_range_where_they_are_read(tmp_path, ki
     spec = world.golden_spec(**world.GOLDEN_KINDS[name])
     field = {"logits": "logits", "topk": "values", "features": "features"}[kind]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regions.store, "check_shard", lambda *_: None)
+        patch.setattr(regions.writer, "check_shard", lambda *_: None)
         with StoreWriter(tmp_path / "store", spec) as writer:
             tensors = world.golden_shard(spec)
             tensors[field] = tensors[field].astype(np.float32)
@@ -209,6 +212,22 @@ def test_a_reader_written_from_the_documentation_reads_every_kind(name):
             np.testing.assert_allclose(
                 np.take_along_axis(logits, best, 1), np.take_along_axis(wanted, best, 1), atol=2e-3
             )
+
+
+@pytest.mark.parametrize("name", world.GOLDEN_KINDS)
+@pytest.mark.parametrize("columns", [None, [2, 0]])
+def test_a_batch_is_what_single_reads_give(name, columns):
+    store = RegionStore.open(GOLDEN / name)
+    images_B, regions_BR = np.array([2, 0, 2]), np.array([[1, 0], [0, 0], [0, 1]])
+    columns = None if columns is None else np.array(columns)
+    batch = store.read_batch(images_B, regions_BR, columns)
+    for place in range(3):
+        rows = store.read(int(images_B[place]), regions_BR[place], columns)
+        for found, wanted in zip(batch, rows, strict=True):
+            assert found.dtype == wanted.dtype and np.array_equal(found[place], wanted)
+    for images, places in (([3], [[0]]), ([-1], [[0]]), ([0], [[2]]), ([0], [[-1]])):
+        with pytest.raises(IndexError):
+            store.read_batch(np.array(images), np.array(places))
 
 
 @pytest.mark.parametrize("name", world.GOLDEN_KINDS)
@@ -330,6 +349,47 @@ def test_other_classes_and_prompts_are_computed_once_and_kept_beside(tmp_path, c
         )
     with pytest.raises(RegionStoreError, match="Set TRAINER.FDBPL.TEACHER ViT-H"):
         with_text_of_run(store, needs_of(store, template="{}!", teacher="T"), no_tower)
+
+
+def test_a_tuned_set_of_text_features_is_kept_beside_the_raw_one(tmp_path):
+    world.write_golden(tmp_path / "s", **world.GOLDEN_KINDS["region_store_v1_features"])
+    before = world.folder_bytes(tmp_path / "s")
+    store = RegionStore.open(tmp_path / "s")
+    about = (store.classnames, store.template)
+    raw_CD, tuned_CD = np.eye(4, dtype=np.float32)[:3], np.eye(4, dtype=np.float32)[1:]
+    assert read_text(store, *about, "tuned-ep5") is None and kept_variants(store) == []
+    path = write_text(store, *about, tuned_CD, "tuned-ep5")
+    raw_path = write_text(store, *about, raw_CD)
+    assert path != raw_path == text_path(store, *about)
+    assert (read_text(store, *about, "tuned-ep5") == tuned_CD).all()
+    assert (read_text(store, *about) == raw_CD).all()
+    assert read_text(store, *about, "tuned-ep6") is None
+    assert read_text(store, store.classnames[::-1], store.template, "tuned-ep5") is None
+    assert kept_variants(store) == [("tuned-ep5", store.template, 3, path.name)]
+    seen = store.with_text(*about, tuned_CD, "tuned-ep5")
+    assert (seen.variant, store.variant) == ("tuned-ep5", "")
+    images = world.golden_features()[0]
+    np.testing.assert_allclose(seen.read(1, [0]).logits, 50 * images[1, :1] @ tuned_CD.T, atol=0.02)
+    assert world.folder_bytes(tmp_path / "s") == before  # the store itself has not changed
+    write_text(store, *about, raw_CD[::-1], "tuned-ep5")  # tuned anew: the last one counts
+    assert (read_text(store, *about, "tuned-ep5") == raw_CD[::-1]).all()
+    shutil.copy(path, raw_path)  # a tuned set is never taken for the raw one
+    assert read_text(store, *about) is None
+
+
+def test_text_features_that_do_not_fit_are_refused(tmp_path):
+    world.write_golden(tmp_path / "s", **world.GOLDEN_KINDS["region_store_v1_features"])
+    store, text = RegionStore.open(tmp_path / "s"), np.eye(4, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"shape \(4, 4\) are not \(3, 4\)"):
+        write_text(store, store.classnames, store.template, text, "tuned")
+    with pytest.raises(RegionStoreError, match="holds text from nan to nan"):
+        write_text(store, store.classnames, store.template, text[:3] * np.nan, "tuned")
+    with pytest.raises(ValueError, match="more than 100 characters"):
+        write_text(store, store.classnames, store.template, text[:3], "x" * 101)
+    logits = RegionStore.open(GOLDEN / "region_store_v1")
+    with pytest.raises(ValueError, match="holds logits: only kind features takes text"):
+        write_text(logits, logits.classnames, logits.template, text[:3], "tuned")
+    assert not (tmp_path / "s.text").exists()
 
 
 def test_only_features_serve_another_prompt():

@@ -16,11 +16,13 @@ import torch
 from losses import region_weight
 from regions.__main__ import main
 from regions.dump import dump_record_path, dump_seconds
-from regions.store import IMAGES, RegionStore, RegionStoreError, StoreWriter
+from regions.layout import IMAGES
+from regions.store import RegionStore, RegionStoreError
 from regions.summary import confidence, probabilities, survey
 from regions.tools import convert, verify
 from regions.tools_merge import merge
 from regions.tools_text import diff
+from regions.writer import StoreWriter
 
 REPO = Path(__file__).resolve().parents[1]
 WIDTH = 6  # of the image features

@@ -18,17 +18,12 @@ import region_world as world
 import safetensors.numpy
 
 import regions.store
+from regions.fit import require_same_spec
 from regions.kinds import encode
+from regions.manifest import encode_manifest, find_dump
 from regions.spec import RegionImage, RegionSpec
-from regions.store import (
-    RegionStore,
-    RegionStoreError,
-    RunNeeds,
-    StoreWriter,
-    encode_manifest,
-    find_dump,
-    require_same_spec,
-)
+from regions.store import RegionStore, RegionStoreError, RunNeeds
+from regions.writer import StoreWriter
 
 GOLDEN = Path(__file__).parent / "golden" / "region_store_v1"
 GOLDEN_ID = "b6c3d68739f94bddf636dcfc207d318235319d4f648be60137585ea3fe5d1e77"
@@ -293,20 +288,17 @@ def read_all(path: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("name", sorted(os.listdir(GOLDEN)))
 def test_every_flipped_byte_and_every_truncation_is_refused(golden, name):
-    whole, wanted = (GOLDEN / name).read_bytes(), read_all(GOLDEN)
-    survivors = 0
+    whole = (GOLDEN / name).read_bytes()
     for place in range(len(whole)):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         for damaged in (bytes(flipped), whole[:place]):
             (golden / name).write_bytes(damaged)
             try:
-                assert read_all(golden) == wanted
-                survivors += 1
+                read_all(golden)
+                raise AssertionError(f"byte {place}: read as if nothing had happened")
             except RegionStoreError as error:
                 assert name in str(error)
-    # The manifest's last line end may be missing, and hex digits of \u00e9 have two cases.
-    assert survivors <= (4 if name == "manifest.json" else 0)
 
 
 @pytest.mark.parametrize("name", ["shard_00000.safetensors", "shard_00001.safetensors"])

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     trainer = open_run(args.model_dir, read_names(args.classnames), args.load_epoch)
     tensors, about = export(trainer)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(args.out.name + ".partial")
     partial.write_bytes(save(tensors, about))

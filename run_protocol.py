@@ -13,9 +13,11 @@ the others. The exit code is 1 where any failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from reporting.__main__ import python, settings_of_environment
@@ -71,13 +73,33 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        return run(args)
+        with stopped_like_ctrl_c():
+            return run(args)
     except KeyboardInterrupt:
         print("\nstopped: run the same line again, it continues.", file=sys.stderr)
         return 130
     except ValueError as error:
         print(f"run_protocol.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """A closed terminal or a kill must not leave runs behind that the next start knows not of."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    found = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup ignores it
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            found[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -133,13 +133,16 @@ def subprocess_stub():
     return type("Process", (), {"pid": 0, "poll": lambda self: 0})()
 
 
-def test_ctrl_c_stops_the_runs_and_the_same_command_goes_on(repo):
-    """In a process of its own, with the signal a terminal sends."""
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_stop_the_runs_and_the_same_command_goes_on(repo, stop):
+    """In a process of its own, with the signals that a terminal and kill send."""
     code = f"""
 import sys; sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests")!r}]
 from pathlib import Path
+import run_protocol
 import test_run_protocol as here
-here.run(Path("."), here.jobs_of(Path("."), "coop"))
+with run_protocol.stopped_like_ctrl_c():
+    here.run(Path("."), here.jobs_of(Path("."), "coop"))
 """
     env = {**os.environ, "NAP": "60"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=repo, env=env,
@@ -147,7 +150,7 @@ here.run(Path("."), here.jobs_of(Path("."), "coop"))
     deadline = time.monotonic() + 60
     while not record(repo) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
     time.sleep(0.2)
     with contextlib.suppress(FileNotFoundError):  # the worker napped on: it would have written this

@@ -125,6 +125,7 @@ def whole_protocol(method: str, dataset: str, rest: Sequence[str]) -> int:
     seeds, opts = split_seeds(rest)
     command = [sys.executable, str(REPO / "run_protocol.py"), BASE2NEW, "--trainers", method]
     command += ["--datasets", dataset, "--seeds", *map(str, seeds or (1, 2, 3))]
+    command += ["--shots", os.environ.get("SHOTS", "16")]
     return subprocess.run([*command, "--", *opts]).returncode
 
 

@@ -189,7 +189,7 @@ def test_whole_method_ends_in_a_table(copy):
     """Stand in for the trainer by finishing each recorded call before asking again."""
     for _ in range(4):  # stops at the dump; the training; the test; finds nothing to do
         before = len(copy.calls())
-        result = copy.run("base2new.sh", "fdbpl", "oxford_pets", 4, "OPTIM.LR", "1")
+        result = copy.run("base2new.sh", "fdbpl", "oxford_pets", 4, "OPTIM.LR", "1", SHOTS="8")
         new = copy.calls()[before:]
         for call in new:
             copy.finish(call, accuracy=60.0 if "base" in call else 30.0)
@@ -198,6 +198,7 @@ def test_whole_method_ends_in_a_table(copy):
     assert "60.00" in result.stdout and "40.00" in result.stdout
     for call in copy.calls():
         assert flag(call, "--seed") == "4" and call[-2:] == ["OPTIM.LR", "1"]
+        assert flag(call, "DATASET.NUM_SHOTS") == "8"
 
 
 def test_toy_data_takes_the_toy_recipe_and_cfg_and_backbone_override(copy):

@@ -99,11 +99,31 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise ValueError(f"{' '.join(opts)}: config values come in KEY VALUE pairs; one is single.")
     try:
-        cfg.merge_from_list(opts)
+        cfg.merge_from_list(_listed(cfg, opts))
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{' '.join(opts)}: {_plain(error)}. configs/defaults.py lists our keys."
         ) from error
+
+
+def _listed(cfg: CfgNode, opts: list[str]) -> list[str]:
+    """A number for a key that holds a list is a list of one: TEST.TEXT_INTERPOLATION 0.3."""
+    values = list(opts)
+    for place, (key, value) in enumerate(zip(opts[::2], opts[1::2], strict=True)):
+        default = cfg
+        for part in key.split("."):
+            default = default.get(part) if isinstance(default, CfgNode) else None
+        if isinstance(default, (tuple, list)) and _is_number(value):
+            values[2 * place + 1] = f"({value},)"
+    return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(error: Exception) -> str:

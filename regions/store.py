@@ -238,6 +238,13 @@ class RegionStore:
                 self._let_go()
         return self._rows(rows, columns)
 
+    def features(self, image_indices: np.ndarray) -> np.ndarray:
+        """The teacher's features of all regions of B images, (B, M, D) float32; kind features."""
+        assert self.spec.kind == "features"
+        places = [divmod(int(image), self.shard_images) for image in image_indices]
+        rows = [self.arrays(shard)["features"][row] for shard, row in places]
+        return np.stack(rows).astype(np.float32)
+
     def read_shard(self, shard: int, columns: np.ndarray | None = None) -> RegionRows:
         """All regions of a shard: boxes (N, M, 4), flips (N, M), logits (N, M, T)."""
         return self._rows(self.arrays(shard), columns)

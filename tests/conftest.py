@@ -10,6 +10,7 @@ import parity
 import pytest
 import torch
 from safetensors import safe_open
+from toy_runs import store, world  # noqa: F401  (fixtures)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes; two busy threads are slower
 torch.set_num_threads(1)

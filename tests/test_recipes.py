@@ -177,7 +177,6 @@ VALUES = {  # recipe -> batch size, learning rate, epochs, keys of its prompts
     "IVLP/vit_b16_c2_ep5_batch4_4ctx_language_only": both_towers(4, 0.0025, 5, (0, 4), (0, 12)),
     "IVLP/vit_b16_c2_ep20_batch4_4+4ctx": both_towers(4, 0.0025, 20, (4, 4), (9, 9)),
     "IVLP/vit_b16_c2_ep20_batch8_4+4ctx": both_towers(8, 0.005, 20, (4, 4), (9, 9)),
-    "IVLP/vit_b32_c2_ep5_batch4_2+2ctx": both_towers(4, 0.0035, 5, (2, 2), (12, 12)),
     "IVLP/vit_b32_c2_ep5_batch4_4ctx_language_only": both_towers(4, 0.0025, 5, (0, 4), (0, 12)),
     # MaPLe
     "MaPLe/vit_b16_c2_ep5_batch4_2ctx": maple(4, 0.0035, 5, 9),
@@ -212,7 +211,7 @@ for host, stem, expected in (
     ("CoCoOp", "vit_b32_c4_ep10_batch1_ctxv1", cocoop(4, WORDS)),
     ("CoCoOp", "rn50_c4_ep10_batch1_ctxv1", cocoop(4, WORDS)),
     ("VPT", "vit_b32_c2_ep5_batch4_4", vpt()),
-    ("IVLP", "vit_b32_c2_ep20_batch4_4+4ctx", both_towers(4, 0.0025, 20, (4, 4), (9, 9))),
+    ("IVLP", "vit_b32_c2_ep5_batch4_2+2ctx", both_towers(4, 0.0035, 5, (2, 2), (12, 12))),
     ("MaPLe", "vit_b32_c2_ep5_batch4_2ctx", maple(4, 0.0035, 5, 9)),
     ("PromptSRC", "vit_b32_c2_ep20_batch4_4+4ctx", promptsrc(20, 9, 15.0, 1.0)),
     ("PromptSRC", "vit_b32_c2_ep20_batch4_4+4ctx_cross_datasets", promptsrc(20, 3, 6.0, 10.0)),

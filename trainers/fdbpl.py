@@ -22,6 +22,7 @@ from regions.text import with_text_of_run
 from trainers.coop import CoOp
 from trainers.distillation import Distillation
 from trainers.registry import objective
+from trainers.tuned_teacher import with_tuned_text
 
 REGION_WEIGHTS = ("entropy", "none")
 
@@ -51,6 +52,11 @@ class StoredRegions(Distillation):
                 f"TRAINER.FDBPL.REGIONS_PER_STEP is {keys.REGIONS_PER_STEP}; it needs 1 to "
                 f"NUM_REGIONS ({keys.NUM_REGIONS})."
             )
+        if keys.TUNE_TEACHER_EPOCHS and cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+            raise ValueError(
+                "TRAINER.FDBPL.TUNE_TEACHER_EPOCHS tunes the teacher's prompt on labels, which the "
+                "words of TRAINER.KDPL.CLASS_AGNOSTIC do not have. Switch one of them off."
+            )
         if not any(_weights(keys).values()) and not cfg.TRAINER.DISTILL.LABEL_WEIGHT:
             raise ValueError(
                 "Every weight under TRAINER.FDBPL and TRAINER.DISTILL.LABEL_WEIGHT is 0: nothing "
@@ -63,6 +69,10 @@ class StoredRegions(Distillation):
         student.learner.add_negative(initial_context(clip, words, student.learner.num_words))
         student.learner.to(self.device)
         return student
+
+    def knobs(self) -> list[str]:
+        epochs = self.cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS
+        return [*([f"TUNE_TEACHER_EPOCHS {epochs}"] if epochs else []), *super().knobs()]
 
     # Reading the store
 
@@ -93,6 +103,8 @@ class StoredRegions(Distillation):
         )
         store = with_text_of_run(store, needs, self.teacher_text)
         store.check_run(needs)
+        if cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS:
+            store = with_tuned_text(self, store, needs)
         print(f"Teacher logits of {len(needs.images)} images are read from {path}")
         return store
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+import torch
+from torch import Tensor, nn
 
 import losses
 from models.clip import LoadedClip
@@ -38,7 +39,7 @@ class PromptSRC(IVLP):
         super().build_model()
         keys, epochs = self.prompt_keys, self.cfg.OPTIM.MAX_EPOCH
         self.epoch_weights = gaussian_weights(epochs, keys.GPA_MEAN, keys.GPA_STD)
-        self.average = AveragedModel(self.model.learner, avg_fn=self._average)
+        self.average = WeightedAverage(self.model.learner)
         self.register_model(self.AVERAGE, self.average)
         self._frozen_text: Tensor | None = None  # made in training alone
 
@@ -63,18 +64,28 @@ class PromptSRC(IVLP):
 
     def after_epoch(self) -> None:
         """Add the epoch's prompts to the average; after the last epoch the average is the model."""
-        self.average.update_parameters(self.model.learner)
+        self.average.add(self.model.learner, self.epoch_weights[self.epoch])
         if self.epoch + 1 == self.max_epoch:
             print("Using the Gaussian-weighted average of all epochs' prompts")
-            self.model.learner.load_state_dict(self.average.module.state_dict())
+            self.model.learner.load_state_dict(self.average.mean.state_dict())
         super().after_epoch()
 
-    def _average(self, average: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
-        """Running weighted mean: equal to the weighted sum with weights that add up to 1."""
-        seen = int(num_averaged) + 1
-        total = math.fsum(self.epoch_weights[:seen])
-        share = self.epoch_weights[seen - 1] / total if total else 1.0  # far epochs weigh nothing
-        return average + share * (current - average)
+
+class WeightedAverage(nn.Module):
+    """Running weighted mean of a module's parameters: the weighted sum, weights scaled to 1."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.mean = copy.deepcopy(module).requires_grad_(False)
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def add(self, module: nn.Module, weight: float) -> None:
+        self.total += weight
+        total = self.total.item()
+        share = weight / total if total else 1.0  # epochs far from the mean may weigh nothing
+        for mean, current in zip(self.mean.parameters(), module.parameters(), strict=True):
+            mean += share * (current - mean)
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:

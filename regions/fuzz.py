@@ -140,7 +140,7 @@ class Parts:
         try:
             places = [header[key]["data_offsets"] for key in sorted(header)]
             return _sha256(b"".join(data[start:end] for start, end in places))
-        except (TypeError, ValueError, KeyError, AttributeError):
+        except (TypeError, ValueError, LookupError, AttributeError):
             return _sha256(data)
 
 

@@ -11,6 +11,12 @@ Several processes share the work under torchrun, and so do lines of one command 
 one machine or on several that see the same folder (scripts/dump_slurm.py is a Slurm array of them):
 
     torchrun --nproc-per-node 8 dump_teacher_logits.py --root $DATA ...
+
+Images of tar files or folders, too many for a list, are dumped without a data set of Dassl:
+
+    python dump_teacher_logits.py --root $DATA --store stores/imagenet \
+        --source "$DATA/imagenet/train-*.tar" --classnames imagenet_classes.txt \
+        --seed 1 DATASET.TEMPLATE "a photo of a {}."
 """
 
 from __future__ import annotations
@@ -77,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
     if refuse_or_recognise(store, spec, place.shared):
         place.tell(f"{store} is complete, and made as asked: nothing to do.")
         return
-    print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
+    if spec.kind != "features":  # whose size the teacher tells
+        print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
 
     started = time.perf_counter()
     teacher = Teacher.load(name, spec.classnames, spec.template, spec.teacher_precision, device)
@@ -85,6 +92,8 @@ def main(args: argparse.Namespace) -> None:
     spec = spec.with_teacher(
         teacher.digest, teacher.image_size, text_CD.shape[1], teacher.logit_scale
     )
+    if spec.kind == "features":
+        print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
     finished = dump(
         store,
         spec,

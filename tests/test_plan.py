@@ -86,14 +86,13 @@ def test_every_recipe_of_the_table_is_there(folder):
 
 def test_methods_side_by_side_have_recipes_for_one_student():
     """With a distilled method among them that is ViT-B/32."""
-    alone = {"promptkd", "language-prompting"}  # of no repository with that student
-    methods = [method for folder, method in METHODS.items() if folder not in alone]
     assert common_backbone([METHODS["coop"], METHODS["fdbpl"]]) == "vit_b32"
     assert common_backbone([METHODS["coop"], METHODS["maple"]]) == "vit_b16"
-    for method in methods:
+    for method in METHODS.values():
         for case in every_case():
             stem = method.recipe(*case, "vit_b32")
-            assert (REPO / f"configs/trainers/{method.trainer}/{stem}.yaml").is_file(), stem
+            path = REPO / f"configs/trainers/{method.trainer}/{stem}.yaml"
+            assert stem is None or path.is_file(), path
 
 
 @pytest.mark.parametrize(

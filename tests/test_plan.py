@@ -26,7 +26,7 @@ from reporting.methods import (
     source_of,
 )
 from reporting.paths import SCOPE_OF_PHASE, parse_run_dir
-from reporting.plan import PlanError, Settings, check_datasets, plan
+from reporting.plan import PlanError, Settings, check_datasets, plan, step_jobs
 from reporting.results import RunResult
 
 REPO = Path(__file__).resolve().parents[1]
@@ -220,6 +220,17 @@ def test_promptkd_trains_its_teacher_first_and_keeps_it_out_of_the_table(setting
     jobs = plan(CROSS, [METHODS["promptkd"]], [SOURCE, "dtd"], [1], [16], settings)
     assert [(job.kind, job.dataset) for job in jobs] == [("train", SOURCE), ("train", "dtd")]
     assert jobs[1].trained is None and "--eval-only" not in jobs[1].flags
+
+
+def test_a_single_step_of_promptkd_trains_its_teacher_first(settings):
+    for step in ("base2new_train", "xd_test"):
+        jobs = step_jobs(step, METHODS["promptkd"], "dtd", 16, 1, settings)
+        assert [job.method.trainer for job in jobs] == ["PromptSRC", "PromptKD"]
+        assert jobs[1].kind == "train"
+    (test,) = step_jobs("base2new_test", METHODS["promptkd"], "dtd", 16, 1, settings)
+    assert test.kind == "test"
+    (train,) = step_jobs("base2new_train", METHODS["fdbpl"], "dtd", 16, 1, settings)
+    assert train.kind == "train"  # its dump is a step of its own
 
 
 def test_a_refused_folder_names_what_differs(settings):

@@ -70,7 +70,10 @@ def _merge_file(cfg: CfgNode, flag: str, name: str) -> None:
             + (f"{folder} holds {', '.join(there)}." if there else f"{folder} holds no yaml file.")
         )
     try:
-        cfg.merge_from_file(name)
+        with open(name, encoding="utf-8") as file:
+            loaded = CfgNode.load_cfg(file)
+        _whole_numbers_as_floats(loaded, cfg)
+        cfg.merge_from_other_cfg(loaded)
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{flag} {name} does not fit: {_plain(error)}. configs/defaults.py lists our keys."
@@ -99,22 +102,34 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise ValueError(f"{' '.join(opts)}: config values come in KEY VALUE pairs; one is single.")
     try:
-        cfg.merge_from_list(_listed(cfg, opts))
+        cfg.merge_from_list(_as_held(cfg, opts))
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{' '.join(opts)}: {_plain(error)}. configs/defaults.py lists our keys."
         ) from error
 
 
-def _listed(cfg: CfgNode, opts: list[str]) -> list[str]:
-    """A number for a key that holds a list is a list of one: TEST.TEXT_INTERPOLATION 0.3."""
+def _whole_numbers_as_floats(loaded: CfgNode, cfg: CfgNode) -> None:
+    """GPA_MEAN: 15, as official files write it, is 15.0 where the key holds a float."""
+    for key, value in loaded.items():
+        known = cfg.get(key)
+        if isinstance(value, CfgNode) and isinstance(known, CfgNode):
+            _whole_numbers_as_floats(value, known)
+        elif isinstance(known, float) and type(value) is int:
+            loaded[key] = float(value)
+
+
+def _as_held(cfg: CfgNode, opts: list[str]) -> list[str]:
+    """Values in the type of their key: 200 for a float, and 0.3 for a list of one."""
     values = list(opts)
     for place, (key, value) in enumerate(zip(opts[::2], opts[1::2], strict=True)):
-        default = cfg
+        known = cfg
         for part in key.split("."):
-            default = default.get(part) if isinstance(default, CfgNode) else None
-        if isinstance(default, (tuple, list)) and _is_number(value):
+            known = known.get(part) if isinstance(known, CfgNode) else None
+        if isinstance(known, (tuple, list)) and _is_number(value):
             values[2 * place + 1] = f"({value},)"
+        elif isinstance(known, float) and _is_number(value):
+            values[2 * place + 1] = repr(float(value))
     return values
 
 

@@ -9,6 +9,10 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Add our keys to Dassl's default config, in place."""
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base (first half of the classes), new (rest)
     cfg.DATASET.TEMPLATE = ""  # such as "a photo of a {}."; "" takes the data set's own
+    cfg.DATASET.STRICT = True  # refuse data that are incomplete; False: warn, use what is there
+    # Own data (docs/OWN_DATA.md). Paths are absolute or relative to DATASET.ROOT.
+    cfg.DATASET.FOLDER = ""  # ImageFolder: holds class folders, or train, val and test with them
+    cfg.DATASET.CSV = ""  # CSV: file with the columns path, label and maybe split, classname
 
     # Share of the hand-written prompt in the class features at test; several values: a sweep.
     cfg.TEST.TEXT_INTERPOLATION = (0.0,)

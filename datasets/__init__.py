@@ -2,6 +2,36 @@
 
 from __future__ import annotations
 
-from datasets import toy
+from datasets import (
+    caltech101,
+    dtd,
+    eurosat,
+    fgvc_aircraft,
+    food101,
+    imagenet,
+    imagenet_variants,
+    own_data,
+    oxford_flowers,
+    oxford_pets,
+    stanford_cars,
+    sun397,
+    toy,
+    ucf101,
+)
 
-__all__ = ["toy"]
+__all__ = [
+    "caltech101",
+    "dtd",
+    "eurosat",
+    "fgvc_aircraft",
+    "food101",
+    "imagenet",
+    "imagenet_variants",
+    "oxford_flowers",
+    "oxford_pets",
+    "own_data",
+    "stanford_cars",
+    "sun397",
+    "toy",
+    "ucf101",
+]

@@ -21,6 +21,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.base import data_root
 from datasets.fewshot import few_shot_split, subsample_classes
 from datasets.toy_images import VERSION, Look, Thing, draw, pick_held_out
 
@@ -158,7 +159,7 @@ class _ToyDataset(DatasetBase):
 
     def __init__(self, cfg):
         toy_set = TOY_SETS[type(self).__name__]
-        folder = ensure_drawn(_root(cfg), toy_set)
+        folder = ensure_drawn(data_root(cfg), toy_set)
         splits = {split: _items(folder, toy_set, split) for split in toy_set.counts}
         if "train" in splits:
             train, val = few_shot_split(
@@ -170,16 +171,6 @@ class _ToyDataset(DatasetBase):
             cfg.DATASET.SUBSAMPLE_CLASSES, train, val, splits["test"]
         )
         super().__init__(train_x=train, val=val or None, test=test)
-
-
-def _root(cfg) -> Path:
-    root = Path(cfg.DATASET.ROOT).expanduser().absolute()
-    if not cfg.DATASET.ROOT or not root.is_dir():
-        raise ValueError(
-            f"DATASET.ROOT is {cfg.DATASET.ROOT!r}, which is no folder. Make one for the data sets "
-            "and pass it: mkdir -p data, then --root data."
-        )
-    return root
 
 
 def _items(folder: Path, toy_set: ToySet, split: str) -> list[Datum]:

@@ -320,9 +320,10 @@ def compare_gpa(found: Differences, fixture: Fixture) -> None:
         )
         found.add("gpa_weights", _gpa(len(values), mean, std, values), values)
     for name, values in fixture.group("gpa_weights").values.items():
-        numbers = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", name)]
-        numbers = [x for x in numbers if x != len(values)] if len(numbers) > 2 else numbers
-        mean, std = numbers[:2] if len(numbers) >= 2 else (None, None)
+        mean, std = (
+            float(match[1]) if (match := re.search(rf"{key}_?(\d+(?:\.\d+)?)", name)) else None
+            for key in ("mean", "std")
+        )
         found.add(f"gpa_weights {name}", _gpa(len(values), mean, std, values), values)
 
 
@@ -573,6 +574,10 @@ def compare(path: Path) -> Differences:
     fixture = Fixture.read(path)
     if path.name.startswith("fdbpl_loss"):
         return compare_fdbpl_loss(fixture)
+    if "gpa_weights" in {**fixture.values, **fixture.groups} and "params" not in fixture.groups:
+        found = Differences()
+        compare_gpa(found, fixture)
+        return found
     method = str(fixture.config.get("method", fixture.config.get("trainer", "")))
     if method.lower() in ("zeroshotclip", "zsclip", "zero-shot", "zeroshot", "clip") or (
         not method and path.name.startswith("zsclip")

@@ -24,6 +24,7 @@ from models.prompted_clip import Output, PromptedCLIP
 from models.templates import template_for
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
 from trainers.evaluation import Evaluation
+from trainers.sanity import report_own_data
 
 
 class PromptTrainer(TrainerX):
@@ -217,6 +218,7 @@ class PromptTrainer(TrainerX):
     def before_train(self) -> None:
         super().before_train()
         self._end_setup()
+        report_own_data(self)
         self._train_start = time.perf_counter()
 
     def after_train(self) -> None:

@@ -94,6 +94,13 @@ class _Inert:
         pass
 
 
+def _empty_dict(*args) -> dict:
+    return {}
+
+
+_STAND_INS = {"collections.defaultdict": _empty_dict}  # an optimizer's state is filled in
+
+
 def read_checkpoint(path: Path) -> dict:
     """A checkpoint file as a dict with state_dict and epoch; nothing in it is executed.
 
@@ -129,13 +136,15 @@ def _load_inert(path: Path):
     named: list[str] = []
     while True:
         try:
-            with torch.serialization.safe_globals([(_Inert, name) for name in named]):
+            stand_ins = [(_STAND_INS.get(name, _Inert), name) for name in named]
+            with torch.serialization.safe_globals(stand_ins):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             unsafe = re.search(r"Unsupported global: GLOBAL (\S+) was not", str(error))
-            if unsafe is None or unsafe[1] in named or len(named) == _MOST_NAMES:
+            name = unsafe and (unsafe[1] if "." in unsafe[1] else f"builtins.{unsafe[1]}")
+            if not name or name in named or len(named) == _MOST_NAMES:
                 raise
-            named.append(unsafe[1])
+            named.append(name)
 
 
 _MOST_NAMES = 100  # distinct classes in one file; real ones have fewer than five

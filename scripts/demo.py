@@ -140,7 +140,7 @@ def run_all(args: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        store = store_dir(args.dataset, args.shots, "toy", args.seeds[0], args.out / "stores")
+        store = store_dir(args.dataset, args.shots, "base", args.seeds[0], args.out / "stores")
         if (store / "manifest.json").exists():  # in a worker, where torch is there already
             pool.submit(draw_regions, store, data_root(), args.out / "regions.png").result()
     return failed
@@ -201,7 +201,7 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
 
 def command_of(run: Run, args: argparse.Namespace) -> list[str]:
     """The script and its flags, as scripts/run.sh would call them; empty for a finished run."""
-    command = ["bash", str(REPO / "scripts" / "run.sh"), *map(str, (run.method, run.phase))]
+    command = ["bash", str(REPO / "scripts" / "run.sh"), run.method, f"base2new_{run.phase}"]
     command += [args.dataset, str(run.seed), *args.opts]
     env = {**os.environ, **settings(args), "DRY_RUN": "1"}
     answer = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)

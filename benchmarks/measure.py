@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 aten = torch.ops.aten
 CPU_ATTENTION = {  # torch counts the kernels of GPUs alone
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
-        sdpa_flop_count(q, k, v)
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
     ),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
         sdpa_backward_flop_count(grad, q, k, v)

@@ -5,7 +5,7 @@ Letters: B images or regions of a batch, C classes, D width of the joint embeddi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from models.learners import (
     initial_context,
     random_prompts,
 )
-from models.prompted_clip import PromptedCLIP
+from models.prompted_clip import PromptedCLIP, unit
 
 POSITIVE, NEGATIVE = "a photo of a", "a photo of no"
 BATCH = 32  # CoOp, KDPL and FDBPL
@@ -108,17 +108,13 @@ class Bench:
         """KDPL on cached image features and given teacher logits."""
         model, image_BD = self.prompted(classes, self.coop_learner()), self.image_features(BATCH)
         loss = self.kdpl_loss(classes)
-        return trained(
-            model.learner, lambda: loss(model.logits(image_BD, model.text_features()))
-        )
+        return trained(model.learner, lambda: loss(model.logits(image_BD, model.text_features())))
 
     def fdbpl(self, classes: int, regions: int = BATCH) -> Step:
         """FDBPL on cached region features: two prompts, all four terms."""
         model = self.prompted(classes, self.coop_learner(negative=True))
         image_BD, loss = self.image_features(regions), self.fdbpl_loss(classes, regions)
-        return trained(
-            model.learner, lambda: loss(model.logits(image_BD, model.text_features()))
-        )
+        return trained(model.learner, lambda: loss(model.logits(image_BD, model.text_features())))
 
     def fdbpl_seeds(self, classes: int, seeds: int) -> Step:
         """Several seeds in one batch: their contexts on a leading axis, each with its regions."""
@@ -129,8 +125,9 @@ class Bench:
         def total() -> Tensor:
             context = torch.stack([learner.contexts() for learner in learners])
             with self.clip.autocast():
-                text_S2CD = F.normalize(model.text_encoder(context).float(), dim=-1)
-            return torch.stack([loss(of_seed) for of_seed in model.logits(image_S1BD, text_S2CD)]).sum()
+                text_S2CD = unit(model.text_encoder(context))
+            logits_S2BC = model.logits(image_S1BD, text_S2CD)
+            return torch.stack([loss(logits_2BC) for logits_2BC in logits_S2BC]).sum()
 
         return trained(learners, total)
 
@@ -141,9 +138,7 @@ class Bench:
         learner = CoupledLearner(start, 2, depth, visual.conv1.out_channels)
         model, label_B = self.prompted(classes, learner), self.labels(SMALL_BATCH, classes)
         images = self.pixels(SMALL_BATCH)
-        return trained(
-            model.learner, lambda: F.cross_entropy(model(images).logits, label_B)
-        )
+        return trained(model.learner, lambda: F.cross_entropy(model(images).logits, label_B))
 
     def promptsrc(self, classes: int) -> Step:
         """PromptSRC reads images: prompts of both towers, labels and three consistency terms."""

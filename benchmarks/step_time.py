@@ -1,0 +1,287 @@
+r"""One training step of every method: here, and as the official code computes it.
+
+    python -m benchmarks.step_time --classes 50 500 1000 --student ViT-B/16 --teacher ViT-H-14 \
+        --json benchmarks/results/<machine>/step_time_b16.json
+
+Random weights at real sizes, class names of ImageNet, batch 32 (MaPLe and PromptSRC: 4, as their
+recipes). Every piece of work is timed in turn with all others in one process, and medians count:
+CPU time of one thread on a CPU, time between events on a GPU; wall time beside it. A row is a sum
+of pieces. On a CPU the expensive ones are timed small and scaled, where the work is linear:
+
+    teacher             1 image,  x 32
+    image tower         4 images, x 8
+    77 tokens           up to 50 classes, x classes / 50; FDBPL's authors: x 2 for two prompts
+
+--check runs the official CoOp step in one go as well and prints how far the sum is from it. FLOP,
+peak memory (above weights and inputs) and what autograd keeps are counted in a run of its own;
+memory of a scaled piece is scaled too. "official" rows leave out what costs them even more: FDBPL's
+authors' loop over pairs of classes, and gradients through the image tower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import bars, report
+from benchmarks.clips import STUDENTS, random_student, random_teacher
+from benchmarks.data import image_part
+from benchmarks.measure import Part, Row, measure
+from benchmarks.steps import BATCH, SMALL_BATCH, Bench, captured, features_of
+from models.prompted_clip import FrozenCLIP
+
+OFFICIAL_CLASSES = 50  # of the 77-token pass that is timed on a CPU
+SLOW = 4.0  # seconds; pieces that take longer get --slow-rounds repetitions
+RATIOS = {  # name -> numerator, denominator: rows, and which of their numbers
+    "fdbpl_vs_kdpl_online": ("kdpl official", "fdbpl cached", "ms"),
+    "fdbpl_vs_kdpl_online_bf16": ("kdpl official bf16", "fdbpl cached", "ms"),
+    "fdbpl_vs_coop_official": ("coop official", "fdbpl cached", "ms"),
+    "fdbpl_vs_fdbpl_authors": ("fdbpl authors", "fdbpl cached", "ms"),
+    "fdbpl_images_vs_kdpl_online": ("kdpl official", "fdbpl images", "ms"),
+    "kdpl_vs_official": ("kdpl official", "kdpl", "ms"),
+    "coop_vs_official": ("coop official", "coop", "ms"),
+    "coop_cached_vs_official": ("coop official", "coop cached", "ms"),
+    "text_vs_77": ("text 77", "text", "ms"),
+    "text_flop_vs_77": ("text 77", "text", "flop"),
+    "saved_activations_vs_77": ("text 77", "text", "saved_bytes"),
+    "regions_32x8_vs_32": ("fdbpl 32x8", "fdbpl cached", "ms"),
+    "seeds_3_vs_1": ("fdbpl seeds", "fdbpl cached", "ms"),
+    "fdbpl_graph_vs_kdpl_online": ("kdpl official", "fdbpl graph", "ms"),
+    "fdbpl_graph_vs_coop_official": ("coop official", "fdbpl graph", "ms"),
+}
+
+
+class Benchmark:
+    """Parts of all rows, each made once, and the rows composed of them."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device)
+        self.on_gpu = self.device.type == "cuda"
+        self.bench = Bench(random_student(args.student, args.precision, self.device))
+        self.parts: dict[str, Part] = {}
+        self.image = self._image_tower()
+        self.teachers = self._teachers()
+        self.data = self._part("one image file: decode, cut, to tensor", image_part())
+
+    def _part(self, name: str, run) -> Part:
+        return self.parts.setdefault(name, Part(name, run))
+
+    def _image_tower(self) -> tuple[Part, float]:
+        batch = BATCH if self.on_gpu else 4
+        encode = FrozenCLIP(self.bench.clip).image_features
+        part = self._part(
+            f"image tower, {batch} images", features_of(encode, self.bench.pixels(batch))
+        )
+        return part, BATCH / batch
+
+    def _teachers(self) -> dict[str, tuple[Part, float] | None]:
+        batch, found = (BATCH if self.on_gpu else 1), {}
+        for precision in ("fp32", "bf16"):
+            if precision == "bf16" and not self.on_gpu and not cpu_has_bf16():
+                found[precision] = None
+                continue
+            clip = random_teacher(self.args.teacher, self.device, half=precision == "bf16")
+            size = clip.image_size
+            pixels = torch.randn(batch, 3, size, size).to(self.device)
+            encode = FrozenCLIP(clip).image_features
+            name = f"teacher {precision}, {batch} images"
+            found[precision] = (self._part(name, features_of(encode, pixels)), BATCH / batch)
+        return found
+
+    def rows_of(self, classes: int) -> dict[str, Row]:
+        """Rows for a number of classes; their parts are not measured yet."""
+        bench, image, teacher = self.bench, self.image, self.teachers["fp32"]
+        few = classes if self.on_gpu else min(classes, OFFICIAL_CLASSES)
+        name = f"77 tokens, {few} classes"
+        if name not in self.parts:
+            self._part(name, bench.official_coop(few))
+        text_77 = (self.parts[name], classes / few)
+        two_77 = (self.parts[name], 2 * classes / few)
+
+        def own(name: str, make, *extra: int) -> tuple[Part, float]:
+            return self._part(f"{name}, {classes} classes", make(classes, *extra)), 1
+
+        coop, kdpl = own("coop here", bench.coop), own("kdpl here", bench.kdpl)
+        fdbpl = own("fdbpl here", bench.fdbpl)
+        kdpl_loss = own("loss of kdpl", lambda c: bench.loss_alone(c, bench.kdpl_loss(c), 1))
+        fdbpl_loss = own("loss of fdbpl", lambda c: bench.loss_alone(c, bench.fdbpl_loss(c), 2))
+        scaled = "" if self.on_gpu else f"teacher timed on 1 image, x {BATCH}"
+        rows = {
+            "coop official": Row("CoOp, official", (image, text_77), BATCH),
+            "kdpl official": Row(
+                "KDPL, official, fp32 teacher",
+                (image, text_77, kdpl_loss, teacher), BATCH, scaled,
+            ),
+            "kdpl official bf16": Row(
+                "KDPL, official, bf16 teacher", note="this CPU has no bf16 units"
+            ),
+            "fdbpl authors": Row(
+                "FDBPL, its authors", (image, two_77, fdbpl_loss), BATCH
+            ),
+            "coop": Row("CoOp here, images each step", (image, coop), BATCH),
+            "coop cached": Row("CoOp here, cached features", (coop,)),
+            "kdpl": Row("KDPL here", (image, kdpl, teacher), BATCH, scaled),
+            "fdbpl images": Row("FDBPL here, images each step", (image, fdbpl), BATCH),
+            "fdbpl cached": Row("FDBPL here, cached features", (fdbpl,)),
+            "fdbpl graph": Row("FDBPL here, cached features, CUDA graph", note="not on cpu"),
+            "fdbpl 32x8": Row(
+                "FDBPL here, cached features, 32 x 8 regions",
+                (own("fdbpl here 32 x 8", bench.fdbpl, 8 * BATCH),),
+            ),
+            "fdbpl seeds": Row(
+                "FDBPL here, cached features, 3 seeds in one batch",
+                (own("fdbpl here 3 seeds", bench.fdbpl_seeds, 3),), note="all three seeds",
+            ),
+            "text 77": Row("Text tower alone, 77 tokens", (text_77,)),
+            "text": Row("Text tower alone, here", (coop,)),
+        }  # fmt: skip
+        if self.teachers["bf16"]:
+            rows["kdpl official bf16"] = replace(
+                rows["kdpl official"],
+                name="KDPL, official, bf16 teacher",
+                parts=(image, text_77, kdpl_loss, self.teachers["bf16"]),
+            )
+        if not self.args.text_only_methods:
+            small = f"batch {SMALL_BATCH}, as its recipe"
+            maple, promptsrc = own("maple", bench.maple), own("promptsrc", bench.promptsrc)
+            rows["maple"] = Row("MaPLe here", (maple,), SMALL_BATCH, small)
+            rows["promptsrc"] = Row("PromptSRC here", (promptsrc,), SMALL_BATCH, small)
+        if self.on_gpu:
+            graph = own("fdbpl here graph", lambda c: captured(bench.fdbpl(c), self.device))
+            rows["fdbpl graph"] = replace(rows["fdbpl graph"], parts=(graph,), note="")
+        return rows
+
+    def check(self, classes: int) -> dict[str, float]:
+        """The official CoOp step in one go, against the sum of its parts."""
+        images = self.bench.pixels(BATCH)
+        encode = features_of(FrozenCLIP(self.bench.clip).image_features, images)
+        step = self.bench.official_coop(classes)
+        started = time.process_time()
+        encode()
+        step()
+        seconds = time.process_time() - started
+        parts = [self.image, (self.parts[f"77 tokens, {classes} classes"], 1)]
+        composed = sum(part.seconds * times for part, times in parts)
+        return {
+            "classes": classes,
+            "whole_seconds": round(seconds, 3),
+            "composed_seconds": round(composed, 3),
+            "composed_by_whole": round(composed / seconds, 3),
+        }
+
+
+def cpu_has_bf16() -> bool:
+    """Whether bfloat16 is worth timing: emulated, a product takes 90 times as long as fp32."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.exists() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def ratios_of(rows: dict[str, dict[str, Any]], workers: int, on_gpu: bool) -> dict[str, float]:
+    """How many times the official computation takes; regions_32x8_vs_32 and seeds_3_vs_1 plain."""
+    found = {}
+    for name, (above, below, number) in RATIOS.items():
+        if rows[above].get(number) and rows[below].get(number):
+            found[name] = round(rows[above][number] / rows[below][number], 2)
+
+    def with_data(row: dict[str, Any]) -> float:  # loading runs beside a GPU's work, in workers
+        loading = row["data_ms"] / workers
+        return max(row["ms"], loading) if on_gpu else row["ms"] + row["data_ms"]
+
+    official, ours = with_data(rows["coop official"]), with_data(rows["fdbpl cached"])
+    found["fdbpl_vs_coop_official_with_data"] = round(official / ours, 2)
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of one number of classes in Markdown."""
+    head = ("step", "ms", "GFLOP", "peak MB", "kept for backward MB", "repeats", "")
+    return report.markdown(
+        head,
+        [
+            (row["name"], *(["-"] * 5), row["note"])
+            if row["ms"] is None
+            else (
+                row["name"],
+                f"{row['ms']:,.0f}" if row["ms"] >= 100 else f"{row['ms']:.1f}",
+                f"{row['flop'] / 1e9:,.0f}",
+                f"{row['peak_bytes'] / 1e6:,.0f}",
+                f"{row['saved_bytes'] / 1e6:,.0f}",
+                str(row["repeats"]),
+                row["note"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--classes", type=int, nargs="+", default=[50, 500, 1000])
+    parser.add_argument("--student", default="ViT-B/16", help=f"one of {', '.join(STUDENTS)}")
+    parser.add_argument("--teacher", default="ViT-H-14", help="of open_clip")
+    parser.add_argument("--precision", help="of the student; default: fp32, on a GPU fp16")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each part")
+    parser.add_argument("--slow-rounds", type=int, default=3, help=f"of those above {SLOW:g} s")
+    parser.add_argument("--workers", type=int, default=8, help="that load images beside a GPU")
+    parser.add_argument("--text-only-methods", action="store_true", help="no MaPLe, no PromptSRC")
+    parser.add_argument("--check", action="store_true", help="time the official step whole, too")
+    report.add_flags(parser)
+    args = parser.parse_args(argv)
+    args.precision = args.precision or ("fp16" if args.device == "cuda" else "fp32")
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    benchmark = Benchmark(args)
+    by_classes = {classes: benchmark.rows_of(classes) for classes in args.classes}
+    measure(
+        benchmark.parts.values(), args.rounds, args.slow_rounds, SLOW, torch.device(args.device)
+    )
+    found = {
+        classes: {
+            key: row.as_json(classes, statistics.median(benchmark.data.cpu))
+            for key, row in rows.items()
+        }
+        for classes, rows in by_classes.items()
+    }
+    ratios = {
+        classes: ratios_of(rows, args.workers, benchmark.on_gpu) for classes, rows in found.items()
+    }
+    checked = bars.check_step(ratios, args.device, args.student)
+    for classes, rows in found.items():
+        print(f"\n{classes} classes, {args.student}, teacher {args.teacher}, {args.device}\n")
+        print(table(list(rows.values())))
+        print("\n" + "  ".join(f"{name} {value:g}x" for name, value in ratios[classes].items()))
+    print("\n" + bars.lines(checked))
+    whole = None
+    if args.check:
+        whole = benchmark.check(min(args.classes[0], OFFICIAL_CLASSES))
+        print(f"\nofficial CoOp in one go: {whole}")
+    result = {
+        "rows": [row for rows in found.values() for row in rows.values()],
+        "ratios": {str(classes): values for classes, values in ratios.items()},
+        "bars": checked,
+        "check": whole,
+        "parts": [part.as_json() for part in benchmark.parts.values()],
+    }
+    options = {key: value for key, value in vars(args).items() if key != "json"}
+    report.keep(args.json, "step_time", options, **result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

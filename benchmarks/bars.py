@@ -18,8 +18,15 @@ class Bar(NamedTuple):
     student: str = ""  # "": any
     at_most: bool = False  # else at least
 
-    def check(self, found: float) -> bool:
-        return found <= self.wanted if self.at_most else found >= self.wanted
+    def result(self, found: float) -> dict[str, Any]:
+        """What was wanted, what was found, and whether that is enough."""
+        return {
+            "ratio": self.ratio,
+            "classes": self.classes,
+            "wanted": f"{'at most' if self.at_most else 'at least'} {self.wanted:g}x",
+            "found": found,
+            "met": found <= self.wanted if self.at_most else found >= self.wanted,
+        }
 
 
 # One-thread CPU time on a CPU, GPU time on one H200-class device; batch 32, teacher ViT-H/14.
@@ -44,26 +51,33 @@ STEP = (
     Bar("fdbpl_vs_coop_official_with_data", 8, 50, GPU),
 )
 
+# A whole run of three seeds at 50 classes, dump and all; M regions per image.
+WHOLE = (
+    Bar("whole_vs_kdpl_online_m16", 2.8, 50),
+    Bar("whole_vs_kdpl_online_m4", 10, 50),
+)
+
 
 def check_step(
     ratios: Mapping[int, Mapping[str, float]], device: str, student: str
 ) -> list[dict[str, Any]]:
-    """Every bar whose ratio was measured: what was wanted, what was found, whether it was met."""
-    checked = []
-    for bar in STEP:
-        found = ratios.get(bar.classes, {}).get(bar.ratio)
-        if found is None or bar.device != device or bar.student not in ("", student):
-            continue
-        checked.append(
-            {
-                "ratio": bar.ratio,
-                "classes": bar.classes,
-                "wanted": f"{'at most' if bar.at_most else 'at least'} {bar.wanted:g}x",
-                "found": found,
-                "met": bar.check(found),
-            }
-        )
-    return checked
+    """Every bar of a step whose ratio was measured."""
+    return [
+        bar.result(ratios[bar.classes][bar.ratio])
+        for bar in STEP
+        if bar.device == device
+        and bar.student in ("", student)
+        and bar.ratio in ratios.get(bar.classes, {})
+    ]
+
+
+def check_whole(ratios: Mapping[str, float], classes: int) -> list[dict[str, Any]]:
+    """Every bar of a whole run whose ratio was measured."""
+    return [
+        bar.result(ratios[bar.ratio])
+        for bar in WHOLE
+        if bar.classes == classes and bar.ratio in ratios
+    ]
 
 
 def lines(checked: list[dict[str, Any]]) -> str:

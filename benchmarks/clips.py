@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-from clip import tokenize
-from clip.model import CLIP, convert_weights
 from open_clip import create_model, list_models
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor
 
-from models.clip import OPENAI_MEAN, OPENAI_STD, LoadedClip, supported_precision
+from models.clip import OPENAI_MEAN, OPENAI_STD, LoadedClip, clip, supported_precision
 from models.prompted_clip import unit
 
 TINY = "tiny"  # for tests
@@ -43,9 +41,9 @@ def random_student(name: str, precision: str, device: torch.device) -> LoadedCli
         raise ValueError(f"--student {name!r} is unknown; choose one of {', '.join(STUDENTS)}.")
     precision = supported_precision(precision, device)
     torch.manual_seed(0)
-    model = CLIP(*STUDENTS[name])
+    model = clip.model.CLIP(*STUDENTS[name])
     if precision == "fp16":
-        convert_weights(model)
+        clip.model.convert_weights(model)
     return _loaded(name, model, STUDENTS[name][1], precision, device)
 
 
@@ -58,8 +56,8 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
         ValueError: neither open_clip nor STUDENTS knows the name.
     """
     if name in STUDENTS:
-        clip = random_student(name, "fp32", device)
-        model, size = clip.model, clip.image_size
+        loaded = random_student(name, "fp32", device)
+        model, size = loaded.model, loaded.image_size
     elif name in list_models():
         torch.manual_seed(1)
         model = create_model(name)
@@ -88,7 +86,7 @@ def _loaded(
     return LoadedClip(
         name=name,
         model=model.eval().to(device),
-        tokenize=lambda texts: tokenize(texts).long(),
+        tokenize=lambda texts: clip.tokenize(texts).long(),
         digest="random",
         image_size=size,
         mean=OPENAI_MEAN,

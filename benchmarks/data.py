@@ -40,6 +40,6 @@ def image_part(size: int = 224) -> Callable[[], object]:
     def run() -> object:
         file.seek(0)
         region = cut(Image.open(file).convert("RGB"), (0.1, 0.1, 0.7, 0.7), True, size)
-        return to_input(np.asarray(region)[None], OPENAI_MEAN, OPENAI_STD)
+        return to_input(np.array(region)[None], OPENAI_MEAN, OPENAI_STD)
 
     return run

@@ -1,0 +1,324 @@
+r"""A whole base-to-new run of three seeds, with and without its dump, against online KDPL.
+
+    python -m benchmarks.end_to_end --json benchmarks/results/<machine>/end_to_end.json
+
+1. The toy world, measured: train.py and dump_teacher_logits.py on fresh folders in this process,
+   training on base classes, test on base and on new ones, seeds 1 to 3. Wall seconds by phase; the
+   images are drawn before. Toy networks are so small that the rest of a run decides.
+2. 50 classes, 800 images, 50 epochs, batch 32, ViT-B/16, teacher ViT-H/14, composed: measured here
+   are one teacher pass on 1 image, the image tower on 4, one training step of each kind at 50
+   classes, decoding a JPEG and cutting regions, in turn, medians of CPU time of one thread. These
+   are multiplied by how often a run does them:
+       training  online KDPL: epochs x 800 images through teacher and image tower, and 1250 steps;
+                 FDBPL: 1250 steps
+       dump      800 images x M regions through the teacher, every image decoded once
+       features  800 images x M regions through the image tower
+       test      1600 images through the image tower: each seed in the official code, once here
+   Each seed draws its own images, so everything but the test is done for every seed. Not counted,
+   of all methods alike: start-up, loading of weights, text features of test and teacher, logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import bars, report
+from benchmarks.clips import random_student, random_teacher
+from benchmarks.data import HEIGHT, WIDTH, draw_image, image_part
+from benchmarks.measure import Part, measure
+from benchmarks.steps import BATCH, Bench, features_of
+from models.prompted_clip import FrozenCLIP
+from regions.boxes import cut
+
+REPO = report.REPO
+TEST_IMAGES = 1600  # 800 of base classes, 800 of new ones
+
+
+# --- 1. the toy world, measured -------------------------------------------------------------
+
+
+class ToyRuns:
+    """Runs of the toy recipes in folders of their own. Phases: seconds by name."""
+
+    def __init__(self, folder: Path, options: Sequence[str]):
+        self.folder, self.options = folder, list(options)
+        (folder / "data").mkdir()
+
+    def flags(self, trainer: str, seed: int, scope: str) -> tuple[list[str], list[str]]:
+        """Flags, and the KEY VALUE pairs that follow them."""
+        return [
+            *("--root", str(self.folder / "data"), "--seed", str(seed), "--trainer", trainer),
+            *("--dataset-config-file", str(REPO / "configs/datasets/toy_shapes.yaml")),
+            *("--config-file", str(REPO / f"configs/trainers/{trainer}/toy.yaml")),
+        ], ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", scope, *self.options]
+
+    def draw_images(self) -> None:
+        self._train("ZeroshotCLIP", 1, "base", "first", [], ["--no-train"])
+
+    def run(self, trainer: str, seed: int, regions: int | None) -> dict[str, float]:
+        """Dump where regions are given, train and test on base, test on new."""
+        name, keys = f"{trainer}_{regions}_{seed}", []
+        seconds: dict[str, float] = {}
+        if regions is not None:
+            store = str(self.folder / f"store_{name}")
+            keys = ["TRAINER.FDBPL.NUM_REGIONS", str(regions), "TRAINER.FDBPL.STORE", store]
+            seconds["dump"] = self._dump(trainer, seed, keys)
+        if self._keeps_test_features():  # of this method alone, so that none works for another
+            keys += ["TEST.FEATURES_DIR", str(self.folder / f"features_{trainer}_{regions}")]
+        seconds["train and test on base"] = self._train(trainer, seed, "base", name, keys, [])
+        trained = ["--eval-only", "--model-dir", str(self.folder / name)]
+        seconds["test on new"] = self._train(trainer, seed, "new", f"{name}_new", keys, trained)
+        return seconds
+
+    def _dump(self, trainer: str, seed: int, keys: list[str]) -> float:
+        import dump_teacher_logits
+
+        flags, options = self.flags(trainer, seed, "base")
+        with timed() as clock, silent():
+            if dump_teacher_logits.run([*flags, *options, *keys]):
+                raise RuntimeError(f"the dump for {trainer}, seed {seed} failed; run it by hand.")
+        return clock.seconds
+
+    def _train(
+        self, trainer: str, seed: int, scope: str, out: str, keys: list[str], extra: list[str]
+    ) -> float:
+        import train
+
+        flags, options = self.flags(trainer, seed, scope)
+        flags += ["--output-dir", str(self.folder / out), *extra]
+        with timed() as clock, silent():
+            train.main([*flags, *options, *keys])
+        return clock.seconds
+
+    def _keeps_test_features(self) -> bool:
+        from dassl.config import get_cfg_default
+
+        from configs.defaults import extend_cfg
+
+        cfg = get_cfg_default()
+        extend_cfg(cfg)
+        return "FEATURES_DIR" in cfg.TEST
+
+
+@dataclass
+class Clock:
+    """Filled when timed() ends."""
+
+    seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[Clock]:
+    clock, started = Clock(), time.perf_counter()
+    yield clock
+    clock.seconds = time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def measure_toy(seeds: Sequence[int], regions: Sequence[int], options: Sequence[str]) -> list[dict]:
+    """Wall seconds of all seeds by phase, of online KDPL and of FDBPL at each M."""
+    with tempfile.TemporaryDirectory(prefix="end_to_end_") as name:
+        runs = ToyRuns(Path(name), options)
+        runs.draw_images()
+        methods = [("CoOp_KDPL", None), *(("FDBPL", count) for count in regions)]
+        phases: dict[tuple, list[dict[str, float]]] = {method: [] for method in methods}
+        for seed in seeds:  # the methods in turn
+            for method in methods:
+                phases[method].append(runs.run(method[0], seed, method[1]))
+    rows = []
+    for (_, count), found in phases.items():
+        label = "KDPL here" if count is None else f"FDBPL here, M = {count}"
+        summed = {phase: sum(each[phase] for each in found) for phase in found[0]}
+        rows.append(Run(label, count, summed).as_json("toy world", len(seeds)))
+    return rows
+
+
+# --- 2. ViT-B/16, composed ------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """All seeds of one method: seconds by phase."""
+
+    name: str
+    regions: int | None
+    phases: dict[str, float]
+
+    def as_json(self, world: str, seeds: int) -> dict[str, Any]:
+        total = sum(self.phases.values())
+        return {
+            "name": self.name,
+            "world": world,
+            "seeds": seeds,
+            "regions": self.regions,
+            "phases": {phase: round(seconds, 2) for phase, seconds in self.phases.items()},
+            "seconds": round(total, 2),
+            "seconds_without_dump": round(total - self.phases.get("dump", 0), 2),
+        }
+
+
+class Pieces:
+    """What the composed run is made of, measured in turn."""
+
+    def __init__(self, args: argparse.Namespace):
+        bench = Bench(random_student(args.student, "fp32", torch.device("cpu")))
+        tower, classes = FrozenCLIP(bench.clip), args.classes
+        teacher = random_teacher(args.teacher, torch.device("cpu"))
+        size = teacher.image_size
+        image, box = draw_image(0, HEIGHT, WIDTH), (0.1, 0.1, 0.6, 0.6)
+        loss = bench.loss_alone(classes, bench.kdpl_loss(classes), 1)
+        self.parts = {
+            name: Part(name, run)
+            for name, run in {
+                "teacher": features_of(
+                    FrozenCLIP(teacher).image_features, torch.randn(1, 3, size, size)
+                ),
+                "4 images": features_of(tower.image_features, bench.pixels(4)),
+                "77 tokens": bench.official_coop(classes),
+                "kdpl loss": loss,
+                "kdpl here": bench.kdpl(classes),
+                "fdbpl here": bench.fdbpl(classes),
+                "file": image_part(bench.clip.image_size),
+                "cut": lambda: cut(image, box, True, bench.clip.image_size),
+            }.items()
+        }
+
+    def measure(self, rounds: int) -> None:
+        measure(self.parts.values(), rounds, rounds, 0, torch.device("cpu"))
+
+    def __getitem__(self, name: str) -> float:
+        return self.parts[name].seconds
+
+    @property
+    def image(self) -> float:
+        return self["4 images"] / 4
+
+
+def compose(found: Pieces, args: argparse.Namespace, seeds: int) -> list[dict[str, Any]]:
+    """Seconds of one thread, by phase, of every method."""
+    images, views = args.images, args.images * args.epochs
+    steps = args.images // BATCH * args.epochs
+    online = views * (found["teacher"] + found.image + found["file"])
+    test = TEST_IMAGES * (found.image + found["file"])
+    official_step = found["77 tokens"] + found["kdpl loss"]
+    runs = [
+        Run(
+            "KDPL, official",
+            None,
+            {"train": seeds * (online + steps * official_step), "test": seeds * test},
+        ),
+        Run(
+            "KDPL here",
+            None,
+            {"train": seeds * (online + steps * found["kdpl here"]), "test": test},
+        ),
+    ]
+    for regions in args.regions:
+        cutting = images * (found["file"] + (regions - 1) * found["cut"])
+        runs.append(
+            Run(
+                f"FDBPL here, M = {regions}",
+                regions,
+                {
+                    "dump": seeds * (images * regions * found["teacher"] + cutting),
+                    "features": seeds * (images * regions * found.image + cutting),
+                    "train": seeds * steps * found["fdbpl here"],
+                    "test": test,
+                },
+            )
+        )
+    world = f"{args.classes} classes, {args.images} images, {args.student}, composed"
+    return [run.as_json(world, seeds) for run in runs]
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def ratios_of(rows: Sequence[dict[str, Any]], against: str) -> dict[str, float]:
+    """How many times the online run takes, with and without the dump, for each M."""
+    online = next(row["seconds"] for row in rows if row["name"] == against)
+    found = {}
+    for row in rows:
+        if row["regions"] is not None:
+            found[f"whole_vs_kdpl_online_m{row['regions']}"] = round(online / row["seconds"], 2)
+            without = round(online / row["seconds_without_dump"], 2)
+            found[f"without_dump_vs_kdpl_online_m{row['regions']}"] = without
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]], against: str) -> str:
+    online = next(row["seconds"] for row in rows if row["name"] == against)
+    names = list(dict.fromkeys(phase for row in rows for phase in row["phases"]))
+    return report.markdown(
+        ("run", *(f"{name}, s" for name in names), "whole, s", "times", "without dump"),
+        [
+            (
+                row["name"],
+                *(f"{row['phases'][n]:,.0f}" if n in row["phases"] else "-" for n in names),
+                f"{row['seconds']:,.0f}",
+                f"{online / row['seconds']:.2f}x",
+                f"{online / row['seconds_without_dump']:.2f}x",
+            )
+            for row in rows
+        ],
+    )
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--worlds", nargs="+", choices=("toy", "composed"), default=["toy", "composed"]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--regions", type=int, nargs="+", default=[4, 16, 50], help="M")
+    parser.add_argument("--classes", type=int, default=50, help="of the composed run")
+    parser.add_argument("--images", type=int, default=800, help="of the composed run")
+    parser.add_argument("--epochs", type=int, default=50, help="of the composed run")
+    parser.add_argument("--student", default="ViT-B/16", help="of the composed run")
+    parser.add_argument("--teacher", default="ViT-H-14", help="of the composed run")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each piece")
+    parser.add_argument(
+        "--toy-options", nargs="*", default=[], metavar="KEY VALUE", help="for every toy run"
+    )
+    report.add_flags(parser)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"rows": [], "ratios": {}, "bars": [], "parts": []}
+    if "toy" in args.worlds:
+        rows = measure_toy(args.seeds, args.regions, args.toy_options)
+        result["rows"] += rows
+        result["ratios"]["toy"] = ratios_of(rows, "KDPL here")
+        print(f"\ntoy world, {len(args.seeds)} seeds, measured\n\n{table(rows, 'KDPL here')}")
+    if "composed" in args.worlds:
+        pieces = Pieces(args)
+        pieces.measure(args.rounds)
+        rows = compose(pieces, args, len(args.seeds))
+        result["rows"] += rows
+        result["ratios"]["composed"] = ratios_of(rows, "KDPL, official")
+        result["parts"] = [part.as_json() for part in pieces.parts.values()]
+        result["bars"] = bars.check_whole(result["ratios"]["composed"], args.classes)
+        print(f"\n{rows[0]['world']}\n\n{table(rows, 'KDPL, official')}")
+        print("\n" + bars.lines(result["bars"]))
+    options = {key: value for key, value in vars(args).items() if key != "json"}
+    report.keep(args.json, "end_to_end", options, **result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -18,10 +18,11 @@ class Bar(NamedTuple):
     student: str = ""  # "": any
     at_most: bool = False  # else at least
 
-    def result(self, found: float) -> dict[str, Any]:
+    def result(self, found: float, student: str) -> dict[str, Any]:
         """What was wanted, what was found, and whether that is enough."""
         return {
             "ratio": self.ratio,
+            "student": student,
             "classes": self.classes,
             "wanted": f"{'at most' if self.at_most else 'at least'} {self.wanted:g}x",
             "found": found,
@@ -63,7 +64,7 @@ def check_step(
 ) -> list[dict[str, Any]]:
     """Every bar of a step whose ratio was measured."""
     return [
-        bar.result(ratios[bar.classes][bar.ratio])
+        bar.result(ratios[bar.classes][bar.ratio], student)
         for bar in STEP
         if bar.device == device
         and bar.student in ("", student)
@@ -71,10 +72,10 @@ def check_step(
     ]
 
 
-def check_whole(ratios: Mapping[str, float], classes: int) -> list[dict[str, Any]]:
+def check_whole(ratios: Mapping[str, float], classes: int, student: str) -> list[dict[str, Any]]:
     """Every bar of a whole run whose ratio was measured."""
     return [
-        bar.result(ratios[bar.ratio])
+        bar.result(ratios[bar.ratio], student)
         for bar in WHOLE
         if bar.classes == classes and bar.ratio in ratios
     ]
@@ -83,7 +84,7 @@ def check_whole(ratios: Mapping[str, float], classes: int) -> list[dict[str, Any
 def lines(checked: list[dict[str, Any]]) -> str:
     """One line a bar, for the terminal."""
     return "\n".join(
-        f"{'met    ' if bar['met'] else 'NOT MET'}  {bar['ratio']} at {bar['classes']} classes: "
-        f"{bar['found']:g}x, wanted {bar['wanted']}"
+        f"{'met    ' if bar['met'] else 'NOT MET'}  {bar['ratio']} at {bar['classes']} classes, "
+        f"{bar['student']}: {bar['found']:g}x, wanted {bar['wanted']}"
         for bar in checked
     )

@@ -59,8 +59,7 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
         loaded = random_student(name, "fp32", device)
         model, size = loaded.model, loaded.image_size
     elif name in list_models():
-        torch.manual_seed(1)
-        model = create_model(name)
+        model = create_model(name, device="meta")
         size = model.visual.image_size[0]
     else:
         raise ValueError(
@@ -70,7 +69,21 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
     for part in ("transformer", "token_embedding"):
         if hasattr(model, part):
             delattr(model, part)
+    if any(weight.is_meta for weight in model.parameters()):
+        fill(model.to_empty(device="cpu"))
     return _loaded(name, model.bfloat16() if half else model, size, "fp32", device)
+
+
+@torch.no_grad()
+def fill(model: torch.nn.Module) -> None:
+    """Weights of the size that training starts from, one block of random numbers repeated.
+
+    Drawing 600 million of them would take longer than timing a step.
+    """
+    block = torch.randn(4099, generator=torch.Generator().manual_seed(1)) * 0.02
+    for weight in model.parameters():
+        repeated = block.repeat(-(-weight.numel() // len(block)))
+        weight.copy_(repeated[: weight.numel()].view(weight.shape))
 
 
 def random_unit(*shape: int, device: torch.device) -> Tensor:

@@ -43,3 +43,9 @@ def image_part(size: int = 224) -> Callable[[], object]:
         return to_input(np.array(region)[None], OPENAI_MEAN, OPENAI_STD)
 
     return run
+
+
+def cut_part(size: int = 224) -> Callable[[], object]:
+    """One more region of an image that is decoded."""
+    image = draw_image(0)
+    return lambda: np.asarray(cut(image, (0.1, 0.1, 0.6, 0.6), True, size))

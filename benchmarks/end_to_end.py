@@ -3,15 +3,15 @@ r"""A whole base-to-new run of three seeds, with and without its dump, against o
     python -m benchmarks.end_to_end --json benchmarks/results/<machine>/end_to_end.json
 
 1. The toy world, measured: train.py and dump_teacher_logits.py on fresh folders in this process,
-   training on base classes, test on base and on new ones, seeds 1 to 3. Wall seconds by phase; the
-   images are drawn before. Toy networks are so small that the rest of a run decides.
-2. 50 classes, 800 images, 50 epochs, batch 32, ViT-B/16, teacher ViT-H/14, composed: measured here
-   are one teacher pass on 1 image, the image tower on 4, one training step of each kind at 50
-   classes, decoding a JPEG and cutting regions, in turn, medians of CPU time of one thread. These
-   are multiplied by how often a run does them:
+   training on base classes, test on base and on new ones, seeds 1 to 3. Seconds by phase, CPU time
+   of one thread (wall time beside it in the JSON); the images are drawn before. Toy networks are so
+   small that the rest of a run decides.
+2. 50 classes, 800 images, 50 epochs, batch 32, ViT-B/16, teacher ViT-H/14, composed: medians of the
+   pieces that benchmarks.step_time measured (--steps FILE; without it, it is run here), CPU time of
+   one thread, multiplied by how often a run does each:
        training  online KDPL: epochs x 800 images through teacher and image tower, and 1250 steps;
                  FDBPL: 1250 steps
-       dump      800 images x M regions through the teacher, every image decoded once
+       dump      800 images x M regions through the teacher, images decoded once, regions cut
        features  800 images x M regions through the image tower
        test      1600 images through the image tower: each seed in the official code, once here
    Each seed draws its own images, so everything but the test is done for every seed. Not counted,
@@ -23,6 +23,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -32,13 +34,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import bars, report
-from benchmarks.clips import random_student, random_teacher
-from benchmarks.data import HEIGHT, WIDTH, draw_image, image_part
-from benchmarks.measure import Part, measure
-from benchmarks.steps import BATCH, Bench, features_of
-from models.prompted_clip import FrozenCLIP
-from regions.boxes import cut
+from benchmarks import bars, report, step_time
+from benchmarks.steps import BATCH
 
 REPO = report.REPO
 TEST_IMAGES = 1600  # 800 of base classes, 800 of new ones
@@ -65,10 +62,10 @@ class ToyRuns:
     def draw_images(self) -> None:
         self._train("ZeroshotCLIP", 1, "base", "first", [], ["--no-train"])
 
-    def run(self, trainer: str, seed: int, regions: int | None) -> dict[str, float]:
+    def run(self, trainer: str, seed: int, regions: int | None) -> dict[str, Clock]:
         """Dump where regions are given, train and test on base, test on new."""
         name, keys = f"{trainer}_{regions}_{seed}", []
-        seconds: dict[str, float] = {}
+        seconds: dict[str, Clock] = {}
         if regions is not None:
             store = str(self.folder / f"store_{name}")
             keys = ["TRAINER.FDBPL.NUM_REGIONS", str(regions), "TRAINER.FDBPL.STORE", store]
@@ -80,25 +77,25 @@ class ToyRuns:
         seconds["test on new"] = self._train(trainer, seed, "new", f"{name}_new", keys, trained)
         return seconds
 
-    def _dump(self, trainer: str, seed: int, keys: list[str]) -> float:
+    def _dump(self, trainer: str, seed: int, keys: list[str]) -> Clock:
         import dump_teacher_logits
 
         flags, options = self.flags(trainer, seed, "base")
         with timed() as clock, silent():
             if dump_teacher_logits.run([*flags, *options, *keys]):
                 raise RuntimeError(f"the dump for {trainer}, seed {seed} failed; run it by hand.")
-        return clock.seconds
+        return clock
 
     def _train(
         self, trainer: str, seed: int, scope: str, out: str, keys: list[str], extra: list[str]
-    ) -> float:
+    ) -> Clock:
         import train
 
         flags, options = self.flags(trainer, seed, scope)
         flags += ["--output-dir", str(self.folder / out), *extra]
         with timed() as clock, silent():
             train.main([*flags, *options, *keys])
-        return clock.seconds
+        return clock
 
     def _keeps_test_features(self) -> bool:
         from dassl.config import get_cfg_default
@@ -115,13 +112,14 @@ class Clock:
     """Filled when timed() ends."""
 
     seconds: float = 0.0
+    cpu: float = 0.0
 
 
 @contextlib.contextmanager
 def timed() -> Iterator[Clock]:
-    clock, started = Clock(), time.perf_counter()
+    clock, started, cpu = Clock(), time.perf_counter(), time.process_time()
     yield clock
-    clock.seconds = time.perf_counter() - started
+    clock.seconds, clock.cpu = time.perf_counter() - started, time.process_time() - cpu
 
 
 @contextlib.contextmanager
@@ -136,15 +134,19 @@ def measure_toy(seeds: Sequence[int], regions: Sequence[int], options: Sequence[
         runs = ToyRuns(Path(name), options)
         runs.draw_images()
         methods = [("CoOp_KDPL", None), *(("FDBPL", count) for count in regions)]
-        phases: dict[tuple, list[dict[str, float]]] = {method: [] for method in methods}
+        phases: dict[tuple, list[dict[str, Clock]]] = {method: [] for method in methods}
         for seed in seeds:  # the methods in turn
             for method in methods:
                 phases[method].append(runs.run(method[0], seed, method[1]))
     rows = []
     for (_, count), found in phases.items():
         label = "KDPL here" if count is None else f"FDBPL here, M = {count}"
-        summed = {phase: sum(each[phase] for each in found) for phase in found[0]}
-        rows.append(Run(label, count, summed).as_json("toy world", len(seeds)))
+        cpu, wall = (
+            {phase: sum(getattr(each[phase], kind) for each in found) for phase in found[0]}
+            for kind in ("cpu", "seconds")
+        )
+        row = Run(label, count, cpu).as_json("toy world", len(seeds))
+        rows.append({**row, "wall": {phase: round(seconds, 2) for phase, seconds in wall.items()}})
     return rows
 
 
@@ -171,78 +173,87 @@ class Run(NamedTuple):
         }
 
 
-class Pieces:
-    """What the composed run is made of, measured in turn."""
+class Pieces(NamedTuple):
+    """Seconds of CPU time that the composed run is made of."""
 
-    def __init__(self, args: argparse.Namespace):
-        bench = Bench(random_student(args.student, "fp32", torch.device("cpu")))
-        tower, classes = FrozenCLIP(bench.clip), args.classes
-        teacher = random_teacher(args.teacher, torch.device("cpu"))
-        size = teacher.image_size
-        image, box = draw_image(0, HEIGHT, WIDTH), (0.1, 0.1, 0.6, 0.6)
-        loss = bench.loss_alone(classes, bench.kdpl_loss(classes), 1)
-        self.parts = {
-            name: Part(name, run)
-            for name, run in {
-                "teacher": features_of(
-                    FrozenCLIP(teacher).image_features, torch.randn(1, 3, size, size)
-                ),
-                "4 images": features_of(tower.image_features, bench.pixels(4)),
-                "77 tokens": bench.official_coop(classes),
-                "kdpl loss": loss,
-                "kdpl here": bench.kdpl(classes),
-                "fdbpl here": bench.fdbpl(classes),
-                "file": image_part(bench.clip.image_size),
-                "cut": lambda: cut(image, box, True, bench.clip.image_size),
-            }.items()
-        }
+    teacher: float  # one image
+    image: float  # the student's tower, one image
+    official_step: float  # 77 tokens and KDPL's loss
+    kdpl_step: float
+    fdbpl_step: float
+    file: float  # decode, one region, to tensor
+    cut: float  # one more region
 
-    def measure(self, rounds: int) -> None:
-        measure(self.parts.values(), rounds, rounds, 0, torch.device("cpu"))
+    @classmethod
+    def of(cls, steps: dict[str, Any], student: str, classes: int) -> Pieces:
+        """
+        Args:
+            steps: what benchmarks.step_time found or kept.
+        Raises:
+            ValueError: a piece is missing.
+        """
+        parts = {part["name"]: part["seconds"]["cpu"] for part in steps["parts"]}
 
-    def __getitem__(self, name: str) -> float:
-        return self.parts[name].seconds
+        def median(name: str) -> float:
+            if name not in parts:
+                raise ValueError(
+                    f"the step times hold no {name!r}. Run benchmarks.step_time on a CPU with "
+                    f"--classes {classes} --student {student}."
+                )
+            return statistics.median(parts[name])
 
-    @property
-    def image(self) -> float:
-        return self["4 images"] / 4
+        return cls(
+            teacher=median("teacher fp32, 1 images"),
+            image=median(f"image tower {student}, 4 images") / 4,
+            official_step=median(f"77 tokens, {classes} classes")
+            + median(f"loss of kdpl, {classes} classes"),
+            kdpl_step=median(f"kdpl here, {classes} classes"),
+            fdbpl_step=median(f"fdbpl here, {classes} classes"),
+            file=median(step_time.FILE),
+            cut=median(step_time.CUT),
+        )
 
 
 def compose(found: Pieces, args: argparse.Namespace, seeds: int) -> list[dict[str, Any]]:
     """Seconds of one thread, by phase, of every method."""
     images, views = args.images, args.images * args.epochs
     steps = args.images // BATCH * args.epochs
-    online = views * (found["teacher"] + found.image + found["file"])
-    test = TEST_IMAGES * (found.image + found["file"])
-    official_step = found["77 tokens"] + found["kdpl loss"]
+    online = views * (found.teacher + found.image + found.file)
+    test = TEST_IMAGES * (found.image + found.file)
     runs = [
         Run(
             "KDPL, official",
             None,
-            {"train": seeds * (online + steps * official_step), "test": seeds * test},
+            {"train": seeds * (online + steps * found.official_step), "test": seeds * test},
         ),
         Run(
             "KDPL here",
             None,
-            {"train": seeds * (online + steps * found["kdpl here"]), "test": test},
+            {"train": seeds * (online + steps * found.kdpl_step), "test": test},
         ),
     ]
     for regions in args.regions:
-        cutting = images * (found["file"] + (regions - 1) * found["cut"])
+        cutting = images * (found.file + (regions - 1) * found.cut)
         runs.append(
             Run(
                 f"FDBPL here, M = {regions}",
                 regions,
                 {
-                    "dump": seeds * (images * regions * found["teacher"] + cutting),
+                    "dump": seeds * (images * regions * found.teacher + cutting),
                     "features": seeds * (images * regions * found.image + cutting),
-                    "train": seeds * steps * found["fdbpl here"],
+                    "train": seeds * steps * found.fdbpl_step,
                     "test": test,
                 },
             )
         )
     world = f"{args.classes} classes, {args.images} images, {args.student}, composed"
     return [run.as_json(world, seeds) for run in runs]
+
+
+def run_steps(args: argparse.Namespace) -> dict[str, Any]:
+    keys = ("student", "teacher", "classes")
+    flags = [word for key in keys for word in (f"--{key}", str(getattr(args, key)))]
+    return step_time.main([*flags, "--joint-classes", "--rounds", "3"])
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -292,30 +303,29 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--epochs", type=int, default=50, help="of the composed run")
     parser.add_argument("--student", default="ViT-B/16", help="of the composed run")
     parser.add_argument("--teacher", default="ViT-H-14", help="of the composed run")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each piece")
+    parser.add_argument("--steps", type=Path, metavar="FILE", help="JSON of benchmarks.step_time")
     parser.add_argument(
         "--toy-options", nargs="*", default=[], metavar="KEY VALUE", help="for every toy run"
     )
     report.add_flags(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"rows": [], "ratios": {}, "bars": [], "parts": []}
+    result: dict[str, Any] = {"rows": [], "ratios": {}, "bars": []}
     if "toy" in args.worlds:
         rows = measure_toy(args.seeds, args.regions, args.toy_options)
         result["rows"] += rows
         result["ratios"]["toy"] = ratios_of(rows, "KDPL here")
         print(f"\ntoy world, {len(args.seeds)} seeds, measured\n\n{table(rows, 'KDPL here')}")
     if "composed" in args.worlds:
-        pieces = Pieces(args)
-        pieces.measure(args.rounds)
-        rows = compose(pieces, args, len(args.seeds))
+        steps = json.loads(args.steps.read_text()) if args.steps else run_steps(args)
+        rows = compose(Pieces.of(steps, args.student, args.classes), args, len(args.seeds))
         result["rows"] += rows
         result["ratios"]["composed"] = ratios_of(rows, "KDPL, official")
-        result["parts"] = [part.as_json() for part in pieces.parts.values()]
-        result["bars"] = bars.check_whole(result["ratios"]["composed"], args.classes)
+        result["steps"] = {name: steps.get(name) for name in ("commit", "finished", "options")}
+        result["bars"] = bars.check_whole(result["ratios"]["composed"], args.classes, args.student)
         print(f"\n{rows[0]['world']}\n\n{table(rows, 'KDPL, official')}")
         print("\n" + bars.lines(result["bars"]))
-    options = {key: value for key, value in vars(args).items() if key != "json"}
+    options = {key: value for key, value in vars(args).items() if key not in ("json", "steps")}
     report.keep(args.json, "end_to_end", options, **result)
     return result
 

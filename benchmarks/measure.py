@@ -70,14 +70,14 @@ class Row:
     images: int = 0  # files that a step opens
     note: str = ""
 
-    def as_json(self, classes: int, image_seconds: float) -> dict[str, Any]:
+    def as_json(self, student: str, classes: int, image_seconds: float) -> dict[str, Any]:
         def total(value: Callable[[Part], float]) -> float:
             return sum(value(part) * times for part, times in self.parts)
 
         def largest(value: Callable[[Part], float]) -> int:
             return round(max((value(part) * times for part, times in self.parts), default=0))
 
-        head = {"name": self.name, "classes": classes, "note": self.note}
+        head = {"name": self.name, "student": student, "classes": classes, "note": self.note}
         if not self.parts:
             return {**head, "ms": None, "flop": None, "peak_bytes": None}
         return {

@@ -12,10 +12,12 @@ of pieces. On a CPU the expensive ones are timed small and scaled, where the wor
     image tower         4 images, x 8
     77 tokens           up to 50 classes, x classes / 50; FDBPL's authors: x 2 for two prompts
 
---check runs the official CoOp step in one go as well and prints how far the sum is from it. FLOP,
-peak memory (above weights and inputs) and what autograd keeps are counted in a run of its own;
-memory of a scaled piece is scaled too. "official" rows leave out what costs them even more: FDBPL's
-authors' loop over pairs of classes, and gradients through the image tower.
+Several students share what is timed of the text towers, which must be of one size; MaPLe and
+PromptSRC are timed on the first. --check runs the official CoOp step in one go as well, and prints
+how far the sum is from it. FLOP, peak memory (above weights and inputs) and what autograd keeps are
+counted in a run of its own; memory of a scaled piece is scaled too. Rows called official leave out
+what costs those codes even more: the loop of FDBPL's authors over pairs of classes, and copies
+between devices.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ import torch
 
 from benchmarks import bars, report
 from benchmarks.clips import STUDENTS, random_student, random_teacher
-from benchmarks.data import image_part
+from benchmarks.data import cut_part, image_part
 from benchmarks.measure import Part, Row, measure
 from benchmarks.steps import BATCH, SMALL_BATCH, Bench, captured, features_of
 from models.prompted_clip import FrozenCLIP
 
 OFFICIAL_CLASSES = 50  # of the 77-token pass that is timed on a CPU
+FILE, CUT = "one image file: decode, cut, to tensor", "one region: cut"
 SLOW = 4.0  # seconds; pieces that take longer get --slow-rounds repetitions
 RATIOS = {  # name -> numerator, denominator: rows, and which of their numbers
     "fdbpl_vs_kdpl_online": ("kdpl official", "fdbpl cached", "ms"),
@@ -64,22 +67,36 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, torch.device(args.device)
         self.on_gpu = self.device.type == "cuda"
-        self.bench = Bench(random_student(args.student, args.precision, self.device))
         self.parts: dict[str, Part] = {}
-        self.image = self._image_tower()
+        self.clips = {
+            name: random_student(name, args.precision, self.device) for name in args.student
+        }
+        self.bench = Bench(self.clips[args.student[0]])
+        self._require_one_text_tower()
+        self.images = {name: self._image_tower(name) for name in self.clips}
         self.teachers = self._teachers()
-        self.data = self._part("one image file: decode, cut, to tensor", image_part())
+        self.data = self._part(FILE, image_part())
+        self._part(CUT, cut_part())
 
     def _part(self, name: str, run) -> Part:
         return self.parts.setdefault(name, Part(name, run))
 
-    def _image_tower(self) -> tuple[Part, float]:
-        batch = BATCH if self.on_gpu else 4
-        encode = FrozenCLIP(self.bench.clip).image_features
-        part = self._part(
-            f"image tower, {batch} images", features_of(encode, self.bench.pixels(batch))
+    def _require_one_text_tower(self) -> None:
+        """Times of text are measured with the first student and hold for all."""
+        first, *others = (
+            [weight.shape for weight in clip.model.transformer.parameters()]
+            for clip in self.clips.values()
         )
-        return part, BATCH / batch
+        if any(shapes != first for shapes in others):
+            raise ValueError(
+                f"--student {' '.join(self.clips)}: their text towers differ in size. Give those "
+                "of one size, as ViT-B/16 and ViT-B/32 have, or run each alone."
+            )
+
+    def _image_tower(self, student: str) -> tuple[Part, float]:
+        batch, clip = (BATCH if self.on_gpu else 4), self.clips[student]
+        step = features_of(FrozenCLIP(clip).image_features, Bench(clip).pixels(batch))
+        return self._part(f"image tower {student}, {batch} images", step), BATCH / batch
 
     def _teachers(self) -> dict[str, tuple[Part, float] | None]:
         batch, found = (BATCH if self.on_gpu else 1), {}
@@ -95,9 +112,9 @@ class Benchmark:
             found[precision] = (self._part(name, features_of(encode, pixels)), BATCH / batch)
         return found
 
-    def rows_of(self, classes: int) -> dict[str, Row]:
+    def rows_of(self, classes: int, student: str) -> dict[str, Row]:
         """Rows for a number of classes; their parts are not measured yet."""
-        bench, image, teacher = self.bench, self.image, self.teachers["fp32"]
+        bench, image, teacher = self.bench, self.images[student], self.teachers["fp32"]
         few = classes if self.on_gpu else min(classes, OFFICIAL_CLASSES)
         name = f"77 tokens, {few} classes"
         if name not in self.parts:
@@ -148,7 +165,7 @@ class Benchmark:
                 name="KDPL, official, bf16 teacher",
                 parts=(image, text_77, kdpl_loss, self.teachers["bf16"]),
             )
-        if not self.args.text_only_methods:
+        if classes in self.args.joint_classes and student == self.args.student[0]:
             small = f"batch {SMALL_BATCH}, as its recipe"
             maple, promptsrc = own("maple", bench.maple), own("promptsrc", bench.promptsrc)
             rows["maple"] = Row("MaPLe here", (maple,), SMALL_BATCH, small)
@@ -167,7 +184,10 @@ class Benchmark:
         encode()
         step()
         seconds = time.process_time() - started
-        parts = [self.image, (self.parts[f"77 tokens, {classes} classes"], 1)]
+        parts = [
+            self.images[self.args.student[0]],
+            (self.parts[f"77 tokens, {classes} classes"], 1),
+        ]
         composed = sum(part.seconds * times for part, times in parts)
         return {
             "classes": classes,
@@ -200,6 +220,10 @@ def ratios_of(rows: dict[str, dict[str, Any]], workers: int, on_gpu: bool) -> di
     return found
 
 
+def _with_names(ratios: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {str(classes): found for classes, found in ratios.items()}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of one number of classes in Markdown."""
     head = ("step", "ms", "GFLOP", "peak MB", "kept for backward MB", "repeats", "")
@@ -228,17 +252,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 500, 1000])
-    parser.add_argument("--student", default="ViT-B/16", help=f"one of {', '.join(STUDENTS)}")
+    parser.add_argument(
+        "--student", nargs="+", default=["ViT-B/16"], help=f"of {', '.join(STUDENTS)}"
+    )
     parser.add_argument("--teacher", default="ViT-H-14", help="of open_clip")
     parser.add_argument("--precision", help="of the student; default: fp32, on a GPU fp16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each part")
     parser.add_argument("--slow-rounds", type=int, default=3, help=f"of those above {SLOW:g} s")
     parser.add_argument("--workers", type=int, default=8, help="that load images beside a GPU")
-    parser.add_argument("--text-only-methods", action="store_true", help="no MaPLe, no PromptSRC")
+    parser.add_argument(
+        "--joint-classes", type=int, nargs="*", help="of MaPLe and PromptSRC; default: --classes"
+    )
     parser.add_argument("--check", action="store_true", help="time the official step whole, too")
     report.add_flags(parser)
     args = parser.parse_args(argv)
+    args.joint_classes = args.classes if args.joint_classes is None else args.joint_classes
     args.precision = args.precision or ("fp16" if args.device == "cuda" else "fp32")
     return args
 
@@ -247,33 +276,35 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     benchmark = Benchmark(args)
-    by_classes = {classes: benchmark.rows_of(classes) for classes in args.classes}
+    composed = {
+        (student, classes): benchmark.rows_of(classes, student)
+        for student in args.student
+        for classes in args.classes
+    }
     measure(
         benchmark.parts.values(), args.rounds, args.slow_rounds, SLOW, torch.device(args.device)
     )
-    found = {
-        classes: {
-            key: row.as_json(classes, statistics.median(benchmark.data.cpu))
-            for key, row in rows.items()
-        }
-        for classes, rows in by_classes.items()
-    }
-    ratios = {
-        classes: ratios_of(rows, args.workers, benchmark.on_gpu) for classes, rows in found.items()
-    }
-    checked = bars.check_step(ratios, args.device, args.student)
-    for classes, rows in found.items():
-        print(f"\n{classes} classes, {args.student}, teacher {args.teacher}, {args.device}\n")
-        print(table(list(rows.values())))
-        print("\n" + "  ".join(f"{name} {value:g}x" for name, value in ratios[classes].items()))
+    one_file, all_rows, checked = statistics.median(benchmark.data.cpu), [], []
+    ratios: dict[str, dict[int, dict[str, float]]] = {student: {} for student in args.student}
+    for (student, classes), rows in composed.items():
+        found = {key: row.as_json(student, classes, one_file) for key, row in rows.items()}
+        ratios[student][classes] = ratios_of(found, args.workers, benchmark.on_gpu)
+        print(f"\n{classes} classes, {student}, teacher {args.teacher}, {args.device}\n")
+        print(table(list(found.values())))
+        named = ratios[student][classes].items()
+        print("\n" + "  ".join(f"{name} {value:g}x" for name, value in named), flush=True)
+        all_rows += found.values()
+    for student in args.student:
+        checked += bars.check_step(ratios[student], args.device, student)
     print("\n" + bars.lines(checked))
     whole = None
     if args.check:
         whole = benchmark.check(min(args.classes[0], OFFICIAL_CLASSES))
         print(f"\nofficial CoOp in one go: {whole}")
     result = {
-        "rows": [row for rows in found.values() for row in rows.values()],
-        "ratios": {str(classes): values for classes, values in ratios.items()},
+        "rows": all_rows,
+        "ratios": _with_names(ratios[args.student[0]]),
+        "ratios_of_students": {name: _with_names(found) for name, found in ratios.items()},
         "bars": checked,
         "check": whole,
         "parts": [part.as_json() for part in benchmark.parts.values()],

@@ -1,0 +1,134 @@
+"""The benchmarks run at tiny sizes and keep what their readers look for. Times are not judged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import bars, dump, end_to_end, step_time, table
+from benchmarks.clips import TINY, class_names, random_student
+from benchmarks.measure import Part, count
+from benchmarks.official import FullPrompts
+from benchmarks.steps import POSITIVE, Bench
+
+CPU = torch.device("cpu")
+WANTED = (
+    "fdbpl_vs_kdpl_online", "fdbpl_vs_coop_official", "coop_vs_official",
+    "coop_cached_vs_official", "text_vs_77", "regions_32x8_vs_32", "saved_activations_vs_77",
+    "fdbpl_vs_fdbpl_authors",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """The JSON of a whole small run."""
+    path = tmp_path_factory.mktemp("benchmarks") / "steps.json"
+    sizes = ["--student", TINY, "--teacher", TINY, "--classes", "2", "3", "--rounds", "1"]
+    step_time.main([*sizes, "--joint-classes", "2", "--json", str(path)])
+    return path
+
+
+def test_step_time_keeps_rows_and_ratios_by_class_count(steps):
+    record = json.loads(steps.read_text())
+    assert set(record["ratios"]) == {"2", "3"}
+    for ratios in record["ratios"].values():
+        assert all(ratios[name] > 0 for name in WANTED)
+    for row in record["rows"]:
+        assert {"name", "classes", "ms", "flop", "peak_bytes"} <= set(row)
+        assert row["note"] if row["ms"] is None else min(row["flop"], row["peak_bytes"]) > 0
+    assert record["versions"]["torch"] and record["machine"]["cores"] and "commit" in record
+    names = {row["name"] for row in record["rows"]}
+    assert {"CoOp, official", "FDBPL, its authors", "MaPLe here", "PromptSRC here"} <= names
+
+
+def test_fewer_tokens_cost_fewer_operations_and_less_memory(steps):
+    for ratios in json.loads(steps.read_text())["ratios"].values():
+        assert ratios["text_flop_vs_77"] > 2 and ratios["saved_activations_vs_77"] > 2
+
+
+def test_official_prompts_give_the_features_of_the_fast_path():
+    clip, names = random_student(TINY, "fp32", CPU), class_names(5)
+    bench = Bench(clip)
+    model = bench.prompted(5, bench.coop_learner())
+    with torch.no_grad():
+        official, ours = FullPrompts(clip, names, POSITIVE).text_features(), model.text_features()
+    torch.testing.assert_close(official, ours, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_each_seed_of_a_batch_learns_as_alone(seeds):
+    """The loss of three equal seeds is three times that of one, and so is no seed left out."""
+    bench, found = Bench(random_student(TINY, "fp32", CPU)), []
+    bench.image_features = lambda batch: torch.ones(batch, 32) / 32**0.5
+    for step in (bench.fdbpl(4), bench.fdbpl_seeds(4, seeds)):
+        step()
+        # The step closes over its optimiser, whose parameters are the contexts.
+        cells = [cell.cell_contents for cell in step.__closure__]
+        (optimiser,) = (cell for cell in cells if isinstance(cell, torch.optim.SGD))
+        found.append([weight.detach() for weight in optimiser.param_groups[0]["params"]])
+    assert len(found[1]) == seeds * len(found[0])
+    for index, weight in enumerate(found[1]):
+        torch.testing.assert_close(weight, found[0][index % len(found[0])])
+
+
+def test_counting_sees_operations_memory_and_kept_tensors():
+    weight, x = torch.nn.Parameter(torch.randn(64, 32)), torch.randn(8, 32)
+    part = Part("product", lambda: (x @ weight.T).exp().sum().backward())
+    count(part, CPU)
+    assert part.flop == 2 * (2 * 8 * 32 * 64)  # forward, and the gradient of the weight
+    assert part.saved_bytes == 4 * (8 * 32 + 8 * 64)  # input and exp, not the weight
+    at_the_end = 4 * (8 * 64 + 64 * 32)  # the gradients of exp and of the weight
+    assert at_the_end <= part.peak_bytes <= at_the_end + 4 * 8 * 64
+
+
+def test_whole_run_is_composed_of_measured_pieces(steps, tmp_path):
+    """With one second for each piece the composed phases are how often a run does it."""
+    record = json.loads(steps.read_text())
+    for part in record["parts"]:
+        part["seconds"]["cpu"] = [1.0]
+    ones = tmp_path / "ones.json"
+    ones.write_text(json.dumps(record))
+    sizes = ["--student", TINY, "--classes", "2", "--images", "64", "--epochs", "10"]
+    runs = ["--worlds", "composed", "--regions", "4", "--seeds", "1", "2", "--steps", str(ones)]
+    out = tmp_path / "whole.json"
+    end_to_end.main([*sizes, *runs, "--json", str(out)])
+    official, ours, fdbpl = json.loads(out.read_text())["rows"]
+    assert official["phases"]["train"] == 2 * (640 * 2.25 + 20 * 2)
+    assert ours["phases"]["train"] == 2 * (640 * 2.25 + 20)
+    assert fdbpl["phases"]["dump"] == 2 * (64 * 4 + 64 * (1 + 3))
+    assert fdbpl["phases"]["train"] == 2 * 20
+    assert fdbpl["seconds_without_dump"] == fdbpl["seconds"] - fdbpl["phases"]["dump"]
+
+
+def test_dump_tells_regions_per_second_and_shares(tmp_path):
+    path = tmp_path / "dump.json"
+    sizes = ["--images", "2", "--regions", "3", "--batch-sizes", "2", "4", "--threads", "1"]
+    dump.main(["--teacher", TINY, *sizes, "--json", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["batch_size"] for row in rows] == [2, 4]
+    for row in rows:
+        assert row["regions_per_second"] > 0
+        assert 0 < row["teacher_share"] < 1 and 0 < row["decode_share"] < 1
+
+
+def test_a_bar_is_met_or_not():
+    ratios = {50: {"fdbpl_vs_kdpl_online": 131.0, "regions_32x8_vs_32": 1.2}}
+    checked = bars.check_step(ratios, "cpu", "ViT-B/16")
+    assert [(bar["ratio"], bar["met"]) for bar in checked] == [
+        ("fdbpl_vs_kdpl_online", True),
+        ("regions_32x8_vs_32", False),
+    ]
+    assert "NOT MET  regions_32x8_vs_32" in bars.lines(checked)
+
+
+def test_the_readme_shows_the_kept_results():
+    assert table.tables() in table.README.read_text(encoding="utf-8")
+
+
+def test_unknown_sizes_are_refused_with_the_choices():
+    with pytest.raises(ValueError, match="--student 'ViT-X' is unknown; choose one of ViT-B/16"):
+        step_time.main(["--student", "ViT-X", "--teacher", TINY, "--classes", "2"])
+    with pytest.raises(ValueError, match="text towers differ in size"):
+        step_time.main(["--student", TINY, "ViT-B/32", "--teacher", TINY, "--classes", "2"])

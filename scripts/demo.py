@@ -134,7 +134,7 @@ def run_all(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        store = store_dir(args.dataset, args.shots, "toy", args.seeds[0], args.out / "stores")
+        store = store_dir(args.dataset, args.shots, "base", args.seeds[0], args.out / "stores")
         if (store / "manifest.json").exists():  # in a worker, where torch is there already
             pool.submit(draw_regions, store, data_root(), args.out / "regions.png").result()
     return len(outcome.failed)

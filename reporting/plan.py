@@ -276,7 +276,12 @@ def _last(
     source = source_of(dataset)
     if dataset == source:
         return [_training(XD_TRAIN, protocol, *where)]
-    if method.transductive:  # it learns from the target's own images
+    if method.transductive:  # it learns from the target's own training images
+        if is_domain(dataset):
+            raise PlanError(
+                f"{method.trainer} learns from each target's own training images, and {dataset} "
+                "has none; leave it out"
+            )
         return [_training(XD_TEST, protocol, *where)]
     train = _training(XD_TRAIN, protocol, method, source, shots, seed, settings)
     return [train, _test(XD_TEST, protocol, *where, train)]

@@ -17,7 +17,8 @@ from reporting.published import read_published
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = (REPO / "docs/REPRODUCE.md").read_text(encoding="utf-8")
-LINES = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.S | re.M)
+LINES = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
 COMMANDS = [
     shlex.split(line.rpartition(" | ")[2], comments=True) for line in LINES if "python " in line
 ]

@@ -150,10 +150,12 @@ def tables(folder: Path = RESULTS) -> str:
     """All tables of all machines."""
     parts = []
     for machine in sorted(path for path in folder.iterdir() if path.is_dir()):
-        parts.append(f"### {machine.name}")
-        for name, make in TABLES.items():
-            for file in sorted(machine.glob(f"{name}*.json")):
-                parts.append(make(json.loads(file.read_text(encoding="utf-8"))))
+        found = [
+            make(json.loads(file.read_text(encoding="utf-8")))
+            for name, make in TABLES.items()
+            for file in sorted(machine.glob(f"{name}*.json"))
+        ]
+        parts += [f"### {machine.name}", *found] if found else []
     return "\n\n".join(parts)
 
 

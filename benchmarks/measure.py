@@ -129,33 +129,32 @@ def clock(part: Part, device: torch.device) -> None:
 def count(part: Part, device: torch.device) -> None:
     """One run for FLOP and memory, which warms up as well."""
     flops = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    saved, memory = SavedTensors(), LiveMemory()
+    memory = LiveMemory()
+    saved = SavedTensors(memory)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        with saved, flops:
-            part.run()
+    with saved, flops, memory:
+        part.run()
+    part.peak_bytes = memory.peak
+    if device.type == "cuda":
         part.peak_bytes = torch.cuda.max_memory_allocated(device) - before
-    else:
-        with saved, flops, memory:
-            part.run()
-        part.peak_bytes = memory.peak
     part.flop, part.saved_bytes = flops.get_total_flops(), saved.bytes
 
 
 class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Bytes that autograd keeps for the backward pass: every storage once, parameters none."""
+    """Bytes that autograd keeps for the backward pass, of what the step itself makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: LiveMemory) -> None:
         self.bytes = 0
+        self._memory = memory
         self._seen: set[int] = set()
         super().__init__(self._pack, lambda x: x)
 
     def _pack(self, x: Tensor) -> Tensor:
-        whole = x if x._base is None else x._base  # a weight is also kept as its transposed view
         storage = x.untyped_storage()
-        if not isinstance(whole, torch.nn.Parameter) and storage.data_ptr() not in self._seen:
+        if storage in self._memory.made and storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return x
@@ -170,6 +169,7 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.made: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -185,6 +185,7 @@ class LiveMemory(TorchDispatchMode):
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         self._known.add(storage)
+        self.made.add(storage)
         size = storage.nbytes()
         self.now += size
         self.peak = max(self.peak, self.now)

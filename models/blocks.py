@@ -62,7 +62,7 @@ def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     fc, proj = mlp.c_fc, mlp.c_proj
     flat = x.flatten(0, -2)
     hidden = torch.addmm(fc.bias, flat, fc.weight.T, beta=_QUICK, alpha=_QUICK)
-    out = torch.addmm(proj.bias, F.silu(hidden), proj.weight.T, alpha=1 / _QUICK)
+    out = torch.add(proj.bias, F.silu(hidden) @ proj.weight.T, alpha=1 / _QUICK)
     return out.unflatten(0, x.shape[:-1])
 
 

@@ -150,7 +150,7 @@ class TextEncoder(nn.Module):
                 ends_C = rows.stem + plan.end_C
                 x, mixed = x[:, ends_C], mixed[:, ends_C]
             x = rest_of_block(block, x, mixed)
-        return _project(layer_norm(self.clip_model.ln_final, x), self.clip_model.text_projection)
+        return project(layer_norm(self.clip_model.ln_final, x), self.clip_model.text_projection)
 
     def _plan(self, classes: Tensor | None) -> tuple[Plan, list[_KeysValues]]:
         """The plan of some classes and their constants; those of all classes are kept."""
@@ -183,7 +183,7 @@ class TextEncoder(nn.Module):
         if context is None:
             return fixed_RD[None].to(self.dtype)
         own = (rows.class_S, rows.slot_S) if self.layout.per_class else (rows.slot_S,)
-        learned_GSD = context.to(fixed_RD.dtype)[:, *own] + fixed_RD[rows.row_S]
+        learned_GSD = context.to(fixed_RD.dtype)[(slice(None), *own)] + fixed_RD[rows.row_S]
         x = fixed_RD.expand(len(context), -1, -1).index_copy(1, rows.row_S, learned_GSD)
         return x.to(self.dtype)
 
@@ -241,7 +241,7 @@ def _replace(rows: Rows, x: Tensor, deep_GKD: Tensor) -> Tensor:
     return x.index_copy(1, rows.row_S[:count], deep_GKD[:, rows.slot_S[:count]].to(x.dtype))
 
 
-def _project(x: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
+def project(x: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
     """To the joint embedding: a matrix in OpenAI's CLIP, possibly a module or nothing elsewhere."""
     if projection is None:
         return x

@@ -142,6 +142,8 @@ def main() -> None:
             )
             child.start()
             child.join()
+            if child.exitcode:
+                raise SystemExit(child.exitcode)
         return
     model = random_clip()
     kind, position, per_class = CASES[args.case]

@@ -17,8 +17,9 @@ def extend_cfg(cfg: CfgNode) -> None:
     # How prompts go through the text tower: fast, or reference (all 77 tokens of every prompt, by
     # CLIP's own layers, for comparison). Both give the same numbers.
     cfg.MODEL.TEXT_PATH = "fast"
-    # Classes that are encoded at a time, each part computed again for its gradient, which bounds
-    # memory and costs half as much time again. 0: all, or as many as 2.5 GiB of activations allow.
+    # Classes that are encoded at a time. All parts but one are computed again for their gradient:
+    # memory stays bounded, and such a part takes half as much time again. 0: all at once, or as
+    # many as 1.75 GiB of activations allow.
     cfg.MODEL.TEXT_CHUNK = 0
 
     # Share of the hand-written prompt in the class features at test; several values: a sweep.

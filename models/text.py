@@ -37,7 +37,7 @@ from models.packing import Plan, Rows, make_plan, prefix_lengths
 from models.prompt_layout import PromptLayout
 
 # A piece of classes is as large as these allow, where its size is not given.
-_TRAINING_BYTES = 5 << 29  # kept for backward: 2.5 GiB
+_TRAINING_BYTES = 7 << 28  # kept for backward: 1.75 GiB
 _ENCODING_BYTES = 1 << 28  # of one layer, where no gradient is wanted: 256 MiB
 _VALUES_PER_ROW = 11  # times D: what a layer keeps of a row for backward
 
@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
 
         Args:
             piece: classes that are encoded at a time; 0: as many as memory for their gradient
-                allows (2.5 GiB), or all.
+                allows (1.75 GiB), or all.
         Raises:
             ValueError: the model's text tower is not CLIP's causal transformer.
         """
@@ -106,29 +106,29 @@ class TextEncoder(nn.Module):
             context.requires_grad or (deep is not None and deep.requires_grad)
         )
         pieces = self._pieces(classes, num_contexts, with_gradient)
-        if len(pieces) == 1:
-            features = self._encode(context, deep, classes)
-        elif with_gradient:
-            again = {"use_reentrant": False, "preserve_rng_state": False}
-            features = torch.cat(
-                [checkpoint(self._encode, context, deep, piece, **again) for piece in pieces], dim=1
-            )
-        else:
-            features = torch.cat([self._encode(context, deep, piece) for piece in pieces], dim=1)
+        features = []
+        for piece in pieces[:-1]:
+            if with_gradient:  # keep nothing, encode it again when backward gets here
+                again = {"use_reentrant": False, "preserve_rng_state": False}
+                features.append(checkpoint(self._encode, context, deep, piece, **again))
+            else:
+                features.append(self._encode(context, deep, piece))
+        # Backward starts with the last piece and frees what it kept before it needs the others'.
+        features.append(self._encode(context, deep, pieces[-1] if features else classes))
+        features = torch.cat(features, dim=1)
         return features.reshape(*leading, *features.shape[1:])
 
     def _pieces(
         self, classes: Tensor | None, num_contexts: int, with_gradient: bool
     ) -> tuple[Tensor, ...]:
-        """The classes in as many parts as are to be encoded one after the other."""
+        """The classes in parts to be encoded one after the other; only the first may be smaller."""
         wanted = torch.arange(len(self.layout.end_C)) if classes is None else classes
-        if self.piece:
-            return wanted.split(self.piece)
-        needed = num_contexts * self._bytes(wanted)
-        bound = _TRAINING_BYTES if with_gradient else _ENCODING_BYTES
-        if not with_gradient:
-            needed //= len(self.blocks)
-        return wanted.tensor_split(min(len(wanted), max(1, -(-needed // bound))))
+        size = self.piece
+        if not size:
+            needed = num_contexts * self._bytes(wanted)
+            bound = _TRAINING_BYTES if with_gradient else _ENCODING_BYTES * len(self.blocks)
+            size = max(1, len(wanted) * bound // max(needed, 1))
+        return wanted.tensor_split(tuple(range(len(wanted) % size or size, len(wanted), size)))
 
     def _bytes(self, classes: Tensor) -> int:
         """What backward of one context keeps for these classes, about."""

@@ -4,6 +4,8 @@ r"""Runs -> mean and spread over seeds, and one table that compares methods.
     python parse_test_res.py output/base2new/test_new/oxford_pets/shots_16/CoOp/vit_b32_ctxv1 \
         --test-log
     python parse_test_res.py output --compare --format markdown --out table.md
+    python parse_test_res.py output --compare --protocol few_shot --published --pictures pictures
+    python parse_test_res.py output --compare --baseline CoOp
 
 Without --compare it reads log.txt, as the tools of CoOp's family do and also for their runs. With
 --compare it reads results.json, which keeps full precision.
@@ -17,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from reporting.base2new import compare
+from reporting.compare import compare, protocols_below
 from reporting.logs import LogError, subfolders, summarise
+from reporting.methods import PROTOCOLS
 from reporting.results import ResultError, write_text
-from reporting.tables import FORMATS, render
+from reporting.tables import FORMATS, Table, render
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--multi-exp", action="store_true", help="folder of such folders")
     parser.add_argument("--keyword", default="accuracy", help="accuracy, macro_f1 or error")
     table = parser.add_argument_group("one table, methods side by side")
-    table.add_argument("--compare", action="store_true", help="base, new and H from results.json")
+    table.add_argument("--compare", action="store_true", help="tables from results.json")
+    table.add_argument("--protocol", choices=PROTOCOLS, help="only this; default: all there are")
+    table.add_argument("--baseline", default="", help="trainer that paired differences are to")
+    table.add_argument(
+        "--published", action="store_true", help="beside numbers that others printed"
+    )
+    table.add_argument("--sweep", action="store_true", help="a row per share of the hand-written "
+                       "prompt that was tested")  # fmt: skip
+    table.add_argument("--pictures", type=Path, help="draw into this folder, as PNG and PDF")
     table.add_argument("--trainers", nargs="+", default=[], help="only these")
     table.add_argument("--datasets", nargs="+", default=[], help="only these yaml stems or names")
     table.add_argument("--configs", nargs="+", default=[], help="only these yaml stems")
@@ -62,22 +73,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def print_comparison(args: argparse.Namespace) -> None:
-    table = compare(
-        args.directory or "output",
-        trainers=args.trainers,
-        datasets=args.datasets,
-        configs=args.configs,
-        shots=args.shots,
-    )
-    text = render(table, args.format)
+    root = args.directory or "output"
+    tables: dict[str, Table] = {}
+    for protocol in [args.protocol] if args.protocol else protocols_below(root):
+        tables[protocol] = compare(
+            protocol,
+            root,
+            published=args.published,
+            ci95=args.ci95,
+            trainers=args.trainers,
+            datasets=args.datasets,
+            configs=args.configs,
+            shots=args.shots,
+            baseline=args.baseline,
+            sweep=args.sweep,
+        )
+    text = "\n\n".join(render(table, args.format) for table in tables.values())
+    if len(tables) > 1 and args.format in ("csv", "json"):
+        raise ResultError(
+            f"{root} holds {', '.join(tables)}: {args.format} takes one table, choose by --protocol"
+        )
     if args.format == "csv":  # nothing but the table fits in there
-        for line in [*table.caption, *table.notes]:
-            print(line, file=sys.stderr)
+        for table in tables.values():
+            for line in [*table.caption, *table.notes]:
+                print(line, file=sys.stderr)
     if args.out:
         write_text(args.out, text)
         print(f"wrote {args.out}")
     else:
         print(text, end="")
+    if args.pictures:
+        from reporting.plots import draw_all  # matplotlib takes a while
+
+        for protocol, table in tables.items():
+            for path in draw_all(protocol, table, args.pictures):
+                print(f"wrote {path}")
 
 
 def print_experiments(args: argparse.Namespace) -> None:

@@ -19,7 +19,9 @@ import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
 from configs.cli import add_family_flags, run_script, setup_cfg
 from regions.dump import dump_seconds
+from reporting.predictions import write_predictions
 from reporting.results import RunResult, git_commit, library_versions, peak_rss_bytes
+from trained import describe_run
 from trainers.base import PromptTrainer
 
 
@@ -47,12 +49,15 @@ def run(args: argparse.Namespace) -> PromptTrainer:
     print(f"** Arguments **\n{vars(args)}\n** Config **\n{cfg}")
 
     trainer = build_trainer(cfg)
+    describe_run(cfg, trainer)
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()
     elif not args.no_train:
         trainer.train()
     if trainer.scores:
+        said = trainer.tested
+        write_predictions(cfg.OUTPUT_DIR, said.impaths, said.labels, said.predictions)
         path = result_of(args, cfg, trainer).write(cfg.OUTPUT_DIR)
         print(f"Results saved to {path}")
     return trainer

@@ -1,110 +1,132 @@
-"""What the shell scripts ask: where a run lives, whether it is finished, which epoch it reached.
+"""One step of one method: what scripts/run.sh hands over, as it describes it.
 
-python -m reporting places oxford_pets 16 CoOp vit_b32_ctxv1 1 output stores
-python -m reporting finished [--trained FOLDER] FOLDER [KEY VALUE ...]
-python -m reporting epochs FOLDER
+python -m reporting [/FOLDER/OF/THE/CALLER] run METHOD STEP DATASET SEED [KEY VALUE ...]
 """
 
 from __future__ import annotations
 
-import argparse
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reporting.paths import (
-    PHASE_OF_SCOPE,
-    TEST_NEW,
-    TRAIN_BASE,
-    parse_run_dir,
-    run_dir,
-    store_dir,
-)
-from reporting.results import FILE_NAME, ResultError, RunResult
+from reporting.methods import BASE2NEW, find_method
+from reporting.plan import REFUSE, SKIP, STEPS, Job, PlanError, Settings, step_jobs
+from reporting.results import REPO, ResultError
 
-RUN, SKIP, REFUSE = 0, 10, 2
-# Where things lie does not change what a run is.
-PLACES = ("TRAINER.FDBPL.STORE", "OUTPUT_DIR", "DATASET.ROOT")
-
-
-def finished(folder: str, opts: Sequence[str], trained: str | None = None) -> tuple[int, str]:
-    """Decide what to do about the run in `folder`: RUN it, SKIP it, or REFUSE, and why.
-
-    A crashed run has no results.json and is run again (the trainer resumes by itself). A finished
-    run of the same kind is skipped; one with other options is not overwritten. `trained` is the
-    folder of the training that an evaluation reads: an evaluation older than that is repeated.
-    """
-    path = Path(folder) / FILE_NAME
-    if not path.exists():
-        return RUN, ""
-    try:
-        result = RunResult.read(path)
-    except ResultError as error:
-        return RUN, f"{error} It is repeated now."
-    place = parse_run_dir(folder)
-    assert place is not None, folder
-    scope = {phase: scope for scope, phase in PHASE_OF_SCOPE.items()}[place.phase]
-    stems = [Path(file).stem for file in result.config_files]
-    wanted = _options(opts)
-    found = _options(result.opts)
-    checks = {
-        "trainer": (result.trainer, place.trainer),
-        "scope": (result.scope, scope),
-        "seed": (result.seed, place.seed),
-        "shots": (result.shots, place.shots),
-        "config files": (sorted(stems), sorted([place.dataset, place.config])),
-        **{key: (found.get(key), wanted.get(key)) for key in sorted({*found, *wanted})},
-    }
-    for name, (there, here) in checks.items():
-        if there != here:
-            return REFUSE, (
-                f"{folder} holds a finished run of another kind: {name} is {there!r} there and "
-                f"{here!r} now. Set another OUT, or delete the folder."
-            )
-    if trained is not None and RunResult.read(trained).finished > result.finished:
-        return RUN, f"{folder} is older than {trained}; it is repeated now."
-    return SKIP, (
-        f"{folder} is finished ({result.accuracy:.2f} % on {result.finished}, commit "
-        f"{str(result.commit)[:12]}); skipped. Delete the folder to repeat it."
-    )
-
-
-def _options(opts: Sequence[object]) -> dict[str, str]:
-    pairs = zip(opts[::2], opts[1::2], strict=True)
-    return {str(key): str(value) for key, value in pairs if key not in PLACES}
+REFUSED = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m reporting")
-    commands = parser.add_subparsers(dest="command", required=True)
-    places = commands.add_parser("places")
-    for name in ("dataset", "shots", "trainer", "config", "seed", "out", "stores"):
-        places.add_argument(name, type=int if name in ("shots", "seed") else str)
-    check = commands.add_parser("finished")
-    check.add_argument("folder")
-    check.add_argument("--trained")
-    check.add_argument("opts", nargs=argparse.REMAINDER)
-    commands.add_parser("epochs").add_argument("folder")
-    arguments = vars(parser.parse_args(argv))
-    command = arguments.pop("command")
+    """Returns the exit code: that of the run, 0 where it was finished before, 2 for a refusal."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    caller = Path(words.pop(0)) if words and words[0].startswith("/") else Path.cwd()
     try:
-        if command == "places":
-            *run, out, stores = arguments.values()
-            dataset, shots, _, config, seed = run
-            print(run_dir(TRAIN_BASE, *run, root=out))
-            print(run_dir(TEST_NEW, *run, root=out))
-            print(store_dir(dataset, shots, config, seed, root=stores))
-        elif command == "finished":
-            code, message = finished(**arguments)
-            if message:
-                print(message, file=sys.stderr)
+        if words[:1] != ["run"]:
+            raise PlanError("python -m reporting run METHOD STEP DATASET SEED [KEY VALUE ...]")
+        return run_step(words[1:], caller)
+    except ValueError as error:  # of a plan, a method's name, or a result
+        print(f"scripts/run.sh: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def run_step(words: list[str], caller: Path) -> int:
+    script = os.environ.get("METHOD_SCRIPT", "run.sh METHOD STEP")
+    few = words[1:2] == ["few_shot"]
+    arguments = "DATASET SHOTS [SEED ...]" if few else "DATASET SEED"
+    usage = f"usage: bash scripts/{script} {arguments} [KEY VALUE ...]"
+    if len(words) < 4 and words[1:2] != [BASE2NEW]:
+        raise PlanError(usage)
+    name, step, dataset, *rest = words
+    method = find_method(name)
+    if step == BASE2NEW:
+        return whole_protocol(method.folder, dataset, rest)
+    if step not in STEPS:
+        raise PlanError(f"STEP is {step!r}, not {', '.join((*STEPS, BASE2NEW))}")
+    shots = rest.pop(0) if few else os.environ.get("SHOTS", "16")
+    if not shots.isdigit():
+        raise PlanError(f"SHOTS is {shots!r}, not a whole number; {usage}")
+    if not few and not rest[0].isdigit():
+        raise PlanError(f"SEED is {rest[0]!r}, not a whole number; {usage}")
+    seeds, opts = split_seeds(rest)
+    if len(seeds) > 1 and not few:
+        raise PlanError(f"one SEED at a time; {usage}")
+    if len(opts) % 2:
+        raise PlanError(f"a KEY without a VALUE among: {' '.join(opts)}; {usage}")
+    settings = settings_of_environment(caller, tuple(opts))
+    codes = []
+    for seed in seeds or [1, 2, 3]:
+        jobs = step_jobs(step, method, dataset, int(shots), seed, settings)
+        codes.append(run_jobs(jobs, always=STEPS[step][1] == "dump"))
+    return max(codes)
+
+
+def split_seeds(words: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Leading whole numbers, and the rest."""
+    end = next((i for i, word in enumerate(words) if not word.isdigit()), len(words))
+    return [int(word) for word in words[:end]], list(words[end:])
+
+
+def settings_of_environment(caller: Path, opts: tuple[str, ...] = ()) -> Settings:
+    """DATA, OUT and STORES are meant from where the user stands; absent, from the repository."""
+
+    def here(name: str, default: str) -> str:
+        value = os.environ.get(name)
+        if not value:
+            return default
+        return value if caller == REPO else str(caller / value)
+
+    return Settings(
+        data=here("DATA", "data"),
+        out=here("OUT", "output"),
+        stores=here("STORES", "stores"),
+        backbone=os.environ.get("BACKBONE", ""),
+        config=os.environ.get("CFG", ""),
+        opts=opts,
+    )
+
+
+def python() -> str:
+    """The interpreter of the runs: PYTHON, or the one that runs this."""
+    return os.environ.get("PYTHON") or sys.executable
+
+
+def run_jobs(jobs: Sequence[Job], always: bool) -> int:
+    """Run those that are not finished, one after the other; stop at the first that fails."""
+    for job in jobs:
+        verdict, why = (None, "") if always else job.decide()
+        if why:
+            print(why, file=sys.stderr)
+        if verdict == REFUSE:
+            return REFUSED
+        if verdict == SKIP:
+            continue
+        try:
+            command = [python(), *job.command()]
+        except ResultError:
+            raise PlanError(
+                f"nothing to test yet: bash scripts/{job.method.folder}/"
+                f"{'base2new' if job.protocol == BASE2NEW else 'xd'}_train.sh "
+                f"{job.needs[0].dataset} {job.seed}"
+            ) from None
+        if os.environ.get("DRY_RUN"):
+            print(shlex.join(command))
+            continue
+        code = subprocess.run(command, cwd=job.root).returncode
+        if code:
             return code
-        else:
-            print(RunResult.read(arguments["folder"]).epochs)
-    except ResultError as error:
-        print(error, file=sys.stderr)
-        return REFUSE
     return 0
+
+
+def whole_protocol(method: str, dataset: str, rest: Sequence[str]) -> int:
+    """scripts/base2new.sh: everything over seeds, and a table."""
+    seeds, opts = split_seeds(rest)
+    command = [sys.executable, str(REPO / "run_protocol.py"), BASE2NEW, "--trainers", method]
+    command += ["--datasets", dataset, "--seeds", *map(str, seeds or (1, 2, 3))]
+    command += ["--shots", os.environ.get("SHOTS", "16")]
+    return subprocess.run([*command, "--", *opts]).returncode
 
 
 if __name__ == "__main__":

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
 
-from reporting.paths import PHASE_OF_SCOPE, RunPlace, parse_run_dir
-from reporting.results import FoundResult, RunResult, find_results
-from reporting.tables import Score, Table, aggregate
-
-# Options that differ between the two halves of a run, or that only say where something lies.
-NOT_THE_METHOD = ("DATASET.SUBSAMPLE_CLASSES", "TRAINER.FDBPL.STORE", "OUTPUT_DIR", "DATASET.ROOT")
-
-
-class Key(NamedTuple):
-    """Runs with equal keys are one row of the table."""
-
-    dataset: str
-    shots: int
-    trainer: str
-    config: str
-    backbone: str
-
-    def __str__(self) -> str:
-        return f"{self.dataset} {self.trainer} {self.config} {self.shots} shots"
-
+from reporting.collect import (
+    Entry,
+    Filters,
+    Key,
+    collect,
+    facts_of,
+    mixed,
+    sizes_of,
+    train_seconds,
+)
+from reporting.differences import Answers, Part, baseline_of, difference
+from reporting.paths import PHASE_OF_SCOPE
+from reporting.results import FoundResult
+from reporting.tables import BASE, NEW, H, Row, Score, Table, aggregate, alike, harmonic_mean
 
 # Of one row and seed: its results by class scope, "base" and "new".
 Runs = dict[tuple[Key, int], dict[str, FoundResult]]
@@ -38,79 +33,33 @@ def compare(
     datasets: Collection[str] = (),
     configs: Collection[str] = (),
     shots: Collection[int] = (),
+    baseline: str = "",
+    sweep: bool = False,
 ) -> Table:
     """Read results.json of all base-to-new runs below `root` into one table.
 
     An empty filter lets everything pass; `datasets` takes yaml stems and registry names. What is
     missing, unreadable or does not fit together is told in the notes and never merged silently.
+    With `baseline`, a trainer, every other row gets its paired difference to that one's.
 
     Raises:
         ResultError: `root` is not a folder.
     """
-    filters = trainers, datasets, configs, shots
-    found, unreadable = find_results(root)
-    notes = [str(error) for error in unreadable]
+    filters = Filters(trainers, datasets, configs, shots)
+    entries, notes = collect(root, PHASE_OF_SCOPE.values(), filters, sweep)
     runs: Runs = defaultdict(dict)
-    for run in found:
-        place, result = parse_run_dir(run.path), run.result
-        if place is None or not _wanted(place, filters, result.dataset):
-            continue
-        complaint = _misplaced(place, result)
-        if complaint:
-            notes.append(f"{run.path}: {complaint}; left out")
-            continue
-        key = Key(place.dataset, place.shots, place.trainer, place.config, result.backbone)
-        halves = runs[key, place.seed]
-        other = halves.get(result.scope)
-        if other:
-            which = f"{key} seed{place.seed} {result.scope}"
-            notes.append(f"{which}: {other.path} and {run.path}; the newer one counts")
-            run = max(run, other, key=lambda run: run.result.finished)
-        halves[result.scope] = run
-    notes += _unfinished(root, filters)
+    for _, key, seed, run in entries:
+        runs[key, seed][run.result.scope] = run
     notes += _missing_halves(runs)
-    notes += _mixed(runs)
-    scores = [_score(key, seed, halves) for (key, seed), halves in runs.items()]
-    if not scores:
+    notes += mixed(entries)
+    notes += _out_of_step(runs)
+    rows = aggregate(_score(key, seed, halves) for (key, seed), halves in runs.items())
+    if not rows:
         notes.append(f"no base-to-new results below {root}; run: bash scripts/base2new.sh")
-    return Table(aggregate(scores), _caption(runs) if scores else [], notes)
-
-
-def _wanted(place: RunPlace, filters: tuple, name: str | None = None) -> bool:
-    trainers, datasets, configs, shots = filters
-    return (
-        (not trainers or place.trainer in trainers)
-        and (not datasets or place.dataset in datasets or name in datasets)
-        and (not configs or place.config in configs)
-        and (not shots or place.shots in shots)
-    )
-
-
-def _misplaced(place: RunPlace, result: RunResult) -> str | None:
-    """Say how a result contradicts the folder it lies in."""
-    pairs = {
-        "class scope": (result.scope, {v: k for k, v in PHASE_OF_SCOPE.items()}[place.phase]),
-        "trainer": (result.trainer, place.trainer),
-        "config": (result.config, place.config),
-        "shots": (result.shots, place.shots),
-        "seed": (result.seed, place.seed),
-        "split": (result.split, "test"),
-    }
-    for name, (found, wanted) in pairs.items():
-        if found != wanted:
-            return f"its {name} is {found!r}, not {wanted!r}"
-    return None
-
-
-def _unfinished(root: str | Path, filters: tuple) -> list[str]:
-    notes = []
-    for folder in sorted(Path(root).rglob("seed*")):
-        place = parse_run_dir(folder)
-        if place is None or not _wanted(place, filters) or (folder / "results.json").exists():
-            continue
-        why = "crashed or still running" if (folder / "log.txt").exists() else "no log either"
-        notes.append(f"{folder}: no results.json ({why}); left out")
-    return notes
+    elif baseline:
+        rows, more = _with_differences(rows, runs, baseline)
+        notes += more
+    return Table(rows, _caption(entries) if rows else [], notes, baseline=baseline)
 
 
 def _missing_halves(runs: Runs) -> list[str]:
@@ -125,28 +74,10 @@ def _missing_halves(runs: Runs) -> list[str]:
     return notes
 
 
-def _mixed(runs: Runs) -> list[str]:
-    """Name what should be equal among the seeds of a row, or between its halves, and is not."""
+def _out_of_step(runs: Runs) -> list[str]:
+    """Halves of one run that do not belong together."""
     notes = []
-    facts: dict[tuple[Key, str], set] = defaultdict(set)
-    tests: dict[tuple[str, str], set] = defaultdict(set)
     for (key, seed), halves in runs.items():
-        for scope, (_, result) in halves.items():
-            options = sorted(
-                f"{name} {value}"
-                for name, value in zip(result.opts[::2], result.opts[1::2], strict=True)
-                if name not in NOT_THE_METHOD
-            )
-            facts[key, "options"].add(", ".join(options))
-            facts[key, "teacher"].add(str(result.teacher))
-            facts[key, "precision"].add(result.precision)
-            facts[key, "device"].add(result.device)
-            tests[key.dataset, scope].add(f"{result.num_images} images")
-            tests[key.dataset, scope].add(f"{result.num_classes} classes")
-        if "base" in halves:
-            base = halves["base"].result
-            if not base.eval_only and base.seconds["train"] is None:
-                notes.append(f"{key} seed{seed}: resumed, so its training time is not counted")
         if len(halves) == 2:
             base, new = halves["base"].result, halves["new"].result
             if not base.eval_only and new.load_epoch != base.epochs:
@@ -155,19 +86,13 @@ def _mixed(runs: Runs) -> list[str]:
                 )
             if not base.eval_only and new.finished < base.finished:
                 notes.append(f"{key} seed{seed}: new was tested before base was trained; repeat it")
-    for (key, name), values in facts.items():
-        if len(values) > 1:
-            notes.append(f"{key}: {name} differ among its runs: {_join(values, ' | ')}")
-    for (dataset, scope), values in tests.items():
-        if len(values) > 2:
-            notes.append(f"{dataset}: runs were tested on different {scope} sets: {_join(values)}")
     return notes
 
 
 def _score(key: Key, seed: int, halves: dict[str, FoundResult]) -> Score:
     base = halves["base"].result if "base" in halves else None
     new = halves["new"].result if "new" in halves else None
-    trained = base is not None and not base.eval_only
+    train, dump = train_seconds(base) if base else (None, 0.0)
     return Score(
         dataset=key.dataset,
         trainer=key.trainer,
@@ -177,59 +102,108 @@ def _score(key: Key, seed: int, halves: dict[str, FoundResult]) -> Score:
         seed=seed,
         base=base.accuracy if base else None,
         new=new.accuracy if new else None,
-        train_seconds=base.seconds["train"] if trained else None,
-        dump_seconds=base.seconds["dump"] if trained and base.store else 0.0,
+        train_seconds=train,
+        dump_seconds=dump,
+        knobs=key.knobs,
+        transductive=key.transductive,
     )
 
 
-def _caption(runs: Runs) -> list[str]:
-    results: list[RunResult] = []
-    of_dataset: dict[str, list[RunResult]] = defaultdict(list)
-    for (key, _), halves in runs.items():
-        results += [run.result for run in halves.values()]
-        of_dataset[key.dataset] += [run.result for run in halves.values()]
-    teachers, epochs = {}, defaultdict(set)
-    for result in results:
-        if result.scope == "base" and not result.eval_only:
-            epochs[result.trainer].add(result.epochs)
-        if result.store:
-            regions = result.store.get("num_regions")
-            teachers[result.trainer] = f"{result.store.get('teacher')} ({regions} stored regions)"
-        elif result.teacher:
-            teachers[result.trainer] = result.teacher
-    lines = [
+def _caption(entries: list[Entry]) -> list[str]:
+    sizes = sizes_of(entries)
+    data = []
+    for name in sorted(sizes):
+        parts = [
+            f"{sizes[name][scope].num_classes} {scope} classes with "
+            f"{sizes[name][scope].num_images} test images"
+            for scope in PHASE_OF_SCOPE
+            if scope in sizes[name]
+        ]
+        data.append(f"{name} ({', '.join(parts)})")
+    return [
         "Base-to-new: trained on the base classes, tested on base and on new classes apart. Top-1 "
         "accuracy in %,",
         "mean ± std over seeds; H is the harmonic mean of mean base and mean new.",
-        "Data: " + "; ".join(_data(name, of_dataset[name]) for name in sorted(of_dataset)) + ".",
-        f"Backbone {_join(key.backbone for key, _ in runs)}; "
-        f"config {_join(key.config for key, _ in runs)}; "
-        f"shots {_join(key.shots for key, _ in runs)}; seeds {_join(seed for _, seed in runs)}.",
-        "Epochs: " + "; ".join(f"{name} {_join(epochs[name])}" for name in sorted(epochs)) + ".",
-        "Teacher: " + "; ".join(f"{name} {teachers[name]}" for name in sorted(teachers)) + ".",
-        f"Times: seconds of training on {_join(result.device for result in results)}, "
-        f"{_join(result.precision for result in results)}, without and with the dump.",
-        f"Commit {_join(_short(result.commit) for result in results)}.",
+        "Data: " + "; ".join(data) + ".",
+        *facts_of(entries),
     ]
-    return [line for line in lines if not line.endswith(": .")]
 
 
-def _data(name: str, results: list[RunResult]) -> str:
-    sizes = {result.scope: result for result in results}
-    parts = [
-        f"{sizes[scope].num_classes} {scope} classes with {sizes[scope].num_images} test images"
-        for scope in PHASE_OF_SCOPE
-        if scope in sizes
-    ]
-    return f"{name} ({', '.join(parts)})"
+# --- differences to a baseline
 
 
-def _short(commit: str | None) -> str:
-    if commit is None:
-        return "unknown"
-    return commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
+def _with_differences(rows: list[Row], runs: Runs, baseline: str) -> tuple[list[Row], list[str]]:
+    """The rows with paired differences, of base, new and H, to the row of the baseline."""
+    answers, notes = Answers(), []
+    keys = {key for key, _ in runs}
+    groups = {key: [key] for key in keys}
+    groups |= {("average", *part[0][1:]): part for part in map(list, alike(keys))}
+    result = []
+    for row in rows:
+        own = _keys_of(row, groups)
+        other = [baseline_of(key, keys, baseline) for key in own]
+        if row.trainer == baseline or None in other:
+            if row.trainer != baseline:
+                notes.append(f"{row.dataset} {row.trainer}: no {baseline} to compare with")
+            result.append(row)
+            continue
+        seeds = sorted(
+            seed
+            for seed in {seed for _, seed in runs}
+            if all(len(runs.get((key, seed), {})) == 2 for key in [*own, *other])
+        )
+        if not seeds:
+            notes.append(f"{row.dataset} {row.trainer}: no seed in common with {baseline}")
+            result.append(row)
+            continue
+        means = {
+            side: tuple(
+                fmean(runs[key, seed][scope].result.accuracy for key in part for seed in seeds)
+                for scope in (BASE, NEW)
+            )
+            for side, part in (("own", own), ("other", other))
+        }
+        found = {}
+        weights = {  # of base and new in each column: how much H moves with either
+            BASE: ((1.0, 0.0), (1.0, 0.0)),
+            NEW: ((0.0, 1.0), (0.0, 1.0)),
+            H: (_slope(*means["own"]), _slope(*means["other"])),
+        }
+        for column, (mine, theirs) in weights.items():
+            parts = [
+                Part(
+                    mine[half] / len(own),
+                    [runs[a, seed][scope].path for seed in seeds],
+                    theirs[half] / len(own),
+                    [runs[b, seed][scope].path for seed in seeds],
+                )
+                for a, b in zip(own, other, strict=True)
+                for half, scope in enumerate((BASE, NEW))
+                if mine[half] or theirs[half]
+            ]
+            pick = {BASE: lambda b, n: b, NEW: lambda b, n: n, H: harmonic_mean}[column]
+            mean = pick(*means["own"]) - pick(*means["other"])
+            found[column], why = difference(mean, parts, answers)
+            notes += [f"{row.dataset} {row.trainer}: {why}"] if why and why not in notes else []
+        result.append(replace(row, differences=found))
+    return result, list(dict.fromkeys(notes))
 
 
-def _join(values: Iterable[object], between: str = ", ") -> str:
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    return between.join(str(value) for value in distinct)
+def _slope(base: float, new: float) -> tuple[float, float]:
+    """How fast H grows with base and with new."""
+    total = (base + new) ** 2
+    return (2 * new**2 / total, 2 * base**2 / total) if total else (0.0, 0.0)
+
+
+def _keys_of(row: Row, groups: dict[tuple, list[Key]]) -> list[Key]:
+    for group in groups.values():
+        key = group[0]
+        same = (key.trainer, key.backbone, key.shots, key.knobs, key.transductive) == (
+            row.trainer, row.backbone, row.shots, row.knobs, row.transductive
+        )  # fmt: skip
+        configs = " + ".join(sorted({key.config for key in group}))
+        if not same or configs != row.config or len(group) != row.num_datasets:
+            continue
+        if row.is_average or key.dataset == row.dataset:
+            return group
+    raise AssertionError(row)

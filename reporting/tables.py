@@ -1,20 +1,28 @@
-"""Base-to-new scores -> means over seeds -> one table, in five formats. No files are touched."""
+"""Scores -> means over seeds -> one table, in five formats. No files are touched."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, pstdev
 
 from tabulate import tabulate
 
+from reporting.predictions import Difference
+
 FORMATS = ("text", "markdown", "latex", "csv", "json")
-METHOD_ORDER = ("ZeroshotCLIP", "CoOp", "CoCoOp", "VPT", "MaPLe", "PromptSRC")
+METHOD_ORDER = (
+    "ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC",
+    "PromptKD",
+)  # fmt: skip
 ABSENT = "—"
+BASE, NEW, H = "base", "new", "H"
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Score:
     new: float | None = None
     train_seconds: float | None = None  # None: nothing was trained
     dump_seconds: float | None = 0.0  # 0: no region store; None: its time is not known
+    knobs: tuple[str, ...] = ()
+    transductive: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,26 +49,63 @@ class Spread:
 
     mean: float
     std: float | None
+    count: int = field(default=1, compare=False)  # seeds
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one data set, or its average over `num_datasets` of them."""
+    """One method on one data set, its average over several, or its transfer to several.
+
+    `cells` holds a value per column: base, new and H; the targets of a transfer; or the shots.
+    """
 
     dataset: str
     trainer: str
     config: str
     backbone: str
-    shots: int
-    base: Spread | None
-    new: Spread | None
-    h: Spread | None
-    train_seconds: float | None
-    train_and_dump_seconds: float | None
-    base_seeds: tuple[int, ...]
-    new_seeds: tuple[int, ...]
+    shots: int | None  # None: one column each
+    cells: dict[str, Spread | None]
+    seeds: dict[str, tuple[int, ...]]  # of each column that has a value of its own
+    train_seconds: float | None = None
+    train_and_dump_seconds: float | None = None
     num_datasets: int = 1
     is_average: bool = False
+    knobs: tuple[str, ...] = ()  # what was switched on beyond the method as published
+    transductive: bool = False
+    published: str = ""  # where the numbers were printed; "" for ours
+    differences: dict[str, Difference] = field(default_factory=dict)  # to the baseline, by column
+
+    @property
+    def base(self) -> Spread | None:
+        return self.cells.get(BASE)
+
+    @property
+    def new(self) -> Spread | None:
+        return self.cells.get(NEW)
+
+    @property
+    def h(self) -> Spread | None:
+        return self.cells.get(H)
+
+    @property
+    def base_seeds(self) -> tuple[int, ...]:
+        return self.seeds.get(BASE, ())
+
+    @property
+    def new_seeds(self) -> tuple[int, ...]:
+        return self.seeds.get(NEW, ())
+
+    @property
+    def method(self) -> str:
+        """The trainer and what a reader must not overlook about it."""
+        marks = ["transductive"] * self.transductive + ["published"] * bool(self.published)
+        return self.trainer + (f" ({', '.join(marks)})" if marks else "")
+
+
+def sources_of(rows: Iterable[Row]) -> dict[str, int]:
+    """Number of each source of published rows, in order of appearance."""
+    sources = dict.fromkeys(row.published for row in rows if row.published)
+    return {source: number for number, source in enumerate(sources, start=1)}
 
 
 @dataclass
@@ -66,6 +113,8 @@ class Table:
     rows: list[Row]
     caption: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    columns: tuple[str, ...] = (BASE, NEW, H)
+    baseline: str = ""  # the method that differences are taken to
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -83,34 +132,44 @@ def aggregate(scores: Iterable[Score]) -> list[Row]:
     """
     groups: dict[tuple, list[Score]] = defaultdict(list)
     for score in scores:
-        key = (score.dataset, score.shots, score.trainer, score.config, score.backbone)
+        key = (score.dataset, score.shots, score.trainer, score.config, score.backbone,
+               score.knobs, score.transductive)  # fmt: skip
         groups[key].append(score)
     members = {key: sorted(group, key=lambda s: s.seed) for key, group in groups.items()}
     rows = [_row(group) for group in members.values()]
-    rows.sort(key=lambda row: (row.dataset, row.shots, *_method_rank(row)))
-
-    methods: dict[tuple, list[tuple]] = defaultdict(list)
-    for key in members:
-        dataset, shots, trainer, config, backbone = key
-        methods[shots, trainer, backbone].append(key)
-    averages = []
-    for keys in methods.values():
-        by_config: dict[str, list[tuple]] = defaultdict(list)
-        one_each = len({key[0] for key in keys}) == len(keys)
-        for key in keys:
-            by_config["" if one_each else key[3]].append(key)
-        for part in by_config.values():
-            if len(part) > 1:
-                averages.append(_average([members[key] for key in sorted(part)]))
-    averages.sort(key=lambda row: (row.shots, *_method_rank(row)))
+    rows.sort(key=lambda row: (row.dataset, row.shots, *method_rank(row)))
+    averages = [_average([members[key] for key in keys]) for keys in alike(members)]
+    averages.sort(key=lambda row: (row.shots, *method_rank(row)))
     return rows + averages
 
 
-def _method_rank(row: Row) -> tuple:
+def alike(keys: Iterable[tuple]) -> list[list[tuple]]:
+    """Keys (data set, shots, trainer, config, backbone, ...) that one average is taken over.
+
+    See aggregate: two or more data sets, and either one config each or all with the same.
+    """
+    methods: dict[tuple, list[tuple]] = defaultdict(list)
+    for key in keys:
+        dataset, shots, trainer, config, *rest = key
+        methods[(shots, trainer, *rest)].append(key)
+    found = []
+    for members in methods.values():
+        by_config: dict[str, list[tuple]] = defaultdict(list)
+        one_each = len({key[0] for key in members}) == len(members)
+        for key in members:
+            by_config["" if one_each else key[3]].append(key)
+        found += [sorted(part) for part in by_config.values() if len(part) > 1]
+    return found
+
+
+def method_rank(row: Row) -> tuple:
+    """Order of the rows of one data set: published, plain, distilled, FDBPL."""
     name = row.trainer.removesuffix("_KDPL").removesuffix("_FDBPL")
     distilled = 2 if row.trainer.endswith("FDBPL") else int(row.trainer.endswith("_KDPL"))
     order = METHOD_ORDER.index(name) if name in METHOD_ORDER else len(METHOD_ORDER)
-    return row.backbone, distilled, order, row.trainer, row.config
+    ours = not row.published
+    return (ours, row.backbone, row.transductive, distilled, order, row.trainer, row.config,
+            row.knobs)  # fmt: skip
 
 
 def _row(group: Sequence[Score]) -> Row:
@@ -124,61 +183,69 @@ def _row(group: Sequence[Score]) -> Row:
         config=first.config,
         backbone=first.backbone,
         shots=first.shots,
-        base=_spread(base),
-        new=_spread(new),
-        h=_h_spread(base, new),
+        cells={BASE: spread(base), NEW: spread(new), H: _h_spread(base, new)},
+        seeds={BASE: tuple(base), NEW: tuple(new)},
         train_seconds=fmean(train) if train else None,
         train_and_dump_seconds=_with_dump(group),
-        base_seeds=tuple(base),
-        new_seeds=tuple(new),
+        knobs=first.knobs,
+        transductive=first.transductive,
     )
 
 
 def _average(groups: Sequence[Sequence[Score]]) -> Row:
     """Average each seed over the data sets where all have it; otherwise average the means alone."""
     rows = [_row(group) for group in groups]
-    seeds = {(row.base_seeds, row.new_seeds) for row in rows}
-    configs = sorted({row.config for row in rows})
-    halves = {}
-    for half in ("base", "new"):
-        means = [getattr(row, half) for row in rows]
-        if None in means:
-            halves[half] = None
-        elif len(seeds) == 1:
-            own = getattr(rows[0], f"{half}_seeds")
-            lookup = [{score.seed: getattr(score, half) for score in group} for group in groups]
-            halves[half] = {seed: fmean(values[seed] for values in lookup) for seed in own}
-        else:
-            halves[half] = fmean(spread.mean for spread in means)
-    base, new = halves["base"], halves["new"]
+    base, new = (mean_over([row.cells[half] for row in rows],
+                           [{s.seed: getattr(s, half) for s in group
+                             if getattr(s, half) is not None} for group in groups])
+                 for half in (BASE, NEW))  # fmt: skip
     if isinstance(base, dict) and isinstance(new, dict):
-        spreads = _spread(base), _spread(new), _h_spread(base, new)
+        h = _h_spread(base, new)
     else:
-        mean_base, mean_new = _spread_of(base), _spread_of(new)
+        mean_base, mean_new = spread(base), spread(new)
         h = None
         if mean_base and mean_new:
             h = Spread(harmonic_mean(mean_base.mean, mean_new.mean), None)
-        spreads = mean_base, mean_new, h
     first = rows[0]
     return Row(
-        "average", first.trainer, " + ".join(configs), first.backbone, first.shots, *spreads,
-        _mean_or_none([row.train_seconds for row in rows]),
-        _mean_or_none([row.train_and_dump_seconds for row in rows]),
-        tuple(sorted(set.intersection(*(set(row.base_seeds) for row in rows)))),
-        tuple(sorted(set.intersection(*(set(row.new_seeds) for row in rows)))),
-        num_datasets=len(rows), is_average=True,
+        AVERAGE, first.trainer, _names({row.config for row in rows}), first.backbone, first.shots,
+        {BASE: spread(base), NEW: spread(new), H: h},
+        {BASE: _common(row.base_seeds for row in rows), NEW: _common(r.new_seeds for r in rows)},
+        mean_or_none([row.train_seconds for row in rows]),
+        mean_or_none([row.train_and_dump_seconds for row in rows]),
+        num_datasets=len(rows), is_average=True, knobs=first.knobs,
+        transductive=first.transductive,
     )  # fmt: skip
 
 
-def _spread_of(half: dict[int, float] | float | None) -> Spread | None:
-    return _spread(half) if isinstance(half, dict) else half and Spread(half, None)
-
-
-def _spread(values: dict[int, float]) -> Spread | None:
-    if not values:
+def mean_over(
+    cells: Sequence[Spread | None], by_seed: Sequence[Mapping[int, float]]
+) -> dict[int, float] | float | None:
+    """The average of cells: per seed where all have the same ones, else of their means alone."""
+    if not cells or None in cells:
         return None
+    seeds = {tuple(sorted(values)) for values in by_seed}
+    if len(seeds) == 1:
+        return {seed: fmean(values[seed] for values in by_seed) for seed in seeds.pop()}
+    return fmean(cell.mean for cell in cells if cell)
+
+
+def _names(configs: Iterable[str]) -> str:
+    return " + ".join(sorted(configs))
+
+
+def _common(seeds: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*map(set, seeds))))
+
+
+def spread(values: Mapping[int, float] | float | None) -> Spread | None:
+    """Mean and std of values by seed; of a plain mean no std is known."""
+    if values is None or values == {}:
+        return None
+    if not isinstance(values, Mapping):
+        return Spread(values, None)
     std = pstdev(values.values()) if len(values) > 1 else None
-    return Spread(fmean(values.values()), std)
+    return Spread(fmean(values.values()), std, len(values))
 
 
 def _h_spread(base: dict[int, float], new: dict[int, float]) -> Spread | None:
@@ -188,12 +255,12 @@ def _h_spread(base: dict[int, float], new: dict[int, float]) -> Spread | None:
     mean = harmonic_mean(fmean(base.values()), fmean(new.values()))
     paired = base.keys() == new.keys() and len(base) > 1
     each = [harmonic_mean(base[seed], new[seed]) for seed in base if paired]
-    return Spread(mean, pstdev(each) if each else None)
+    return Spread(mean, pstdev(each) if each else None, len(base))
 
 
 def _with_dump(group: Sequence[Score]) -> float | None:
     trained = [score for score in group if score.train_seconds is not None]
-    return _mean_or_none(
+    return mean_or_none(
         [
             None if score.dump_seconds is None else score.train_seconds + score.dump_seconds
             for score in trained
@@ -201,8 +268,29 @@ def _with_dump(group: Sequence[Score]) -> float | None:
     )
 
 
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
+def mean_or_none(values: Sequence[float | None]) -> float | None:
     return fmean(values) if values and None not in values else None
+
+
+def with_ci95(table: Table) -> Table:
+    """The table with 1.96 std / sqrt(seeds) in place of each std, as the family's --ci95."""
+    rows = []
+    for row in table.rows:
+        cells = {
+            name: cell
+            if cell is None or cell.std is None
+            else replace(cell, std=1.96 * cell.std / math.sqrt(cell.count))
+            for name, cell in row.cells.items()
+        }
+        rows.append(replace(row, cells=cells))
+    caption = [
+        line.replace("mean ± std over seeds", "mean ± 95 % confidence interval over seeds")
+        for line in table.caption
+    ]
+    return replace(table, rows=rows, caption=caption)
+
+
+# --- the five formats
 
 
 def render(table: Table, form: str) -> str:
@@ -212,13 +300,14 @@ def render(table: Table, form: str) -> str:
         ValueError: `form` is not one of FORMATS.
     """
     if form == "json":
-        return json.dumps(asdict(table), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        plain = asdict(table) | {"rows": [_plain(row) for row in table.rows]}
+        return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     if form == "csv":
         return _csv(table)
     styles = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
     if form not in styles:
         raise ValueError(f"format is {form!r}; choose one of {', '.join(FORMATS)}.")
-    body = _grid(table.rows, styles[form]) if table.rows else ""
+    body = _grid(table, styles[form]) if table.rows else ""
     if form == "latex":
         remarks = [*table.caption, *table.notes]
         return "\n".join([*(f"% {line}" for line in remarks), body]) + "\n"
@@ -230,33 +319,45 @@ def render(table: Table, form: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _grid(rows: Sequence[Row], style: str) -> str:
-    several_shots = len({row.shots for row in rows}) > 1
+def _plain(row: Row) -> dict:
+    """A row for JSON: each cell under its column's name in small letters."""
+    values = asdict(row)
+    cells = values.pop("cells")
+    return values | {name.lower(): cell for name, cell in cells.items()}
+
+
+def _grid(table: Table, style: str) -> str:
+    rows, sources = table.rows, sources_of(table.rows)
     columns = {
-        "data set": [
-            f"average of {row.num_datasets}" if row.is_average else row.dataset for row in rows
+        "data set": [f"average of {r.num_datasets}" if r.is_average else r.dataset for r in rows],
+        "method": [
+            row.method + (f" [{sources[row.published]}]" if row.published else "") for row in rows
         ],
-        "method": [row.trainer for row in rows],
         "config": [row.config for row in rows],
+        "knobs": [", ".join(row.knobs) for row in rows],
         "backbone": [row.backbone for row in rows],
-        "shots": [str(row.shots) for row in rows],
+        "shots": ["" if row.shots is None else str(row.shots) for row in rows],
         "seeds": [_seeds(row) for row in rows],
-        "base": [_percent(row.base) for row in rows],
-        "new": [_percent(row.new) for row in rows],
-        "H": [_percent(row.h) for row in rows],
+    }
+    for name in table.columns:
+        columns[name] = [_percent(row.cells.get(name)) for row in rows]
+    columns |= {
         "train s": [_seconds(row.train_seconds) for row in rows],
         "+ dump s": [_seconds(row.train_and_dump_seconds) for row in rows],
     }
     # What all rows share stands in the caption.
-    if len(set(columns["data set"])) == 1:
-        del columns["data set"]
-    if len(set(columns["config"])) == 1:
-        del columns["config"]
-    if not several_shots:
-        del columns["shots"]
-    words = ("data set", "method", "config", "backbone")
+    for name in ("data set", "config", "shots"):
+        if len({text for text, row in zip(columns[name], rows, strict=True)
+                if not (row.published and name != "data set")}) <= 1:  # fmt: skip
+            del columns[name]
+    if not any(columns["knobs"]):
+        del columns["knobs"]
+    lines = list(zip(*columns.values(), strict=True))
+    if table.baseline:
+        lines = _with_differences(table, list(columns), lines)
+    words = ("data set", "method", "config", "knobs", "backbone")
     return tabulate(
-        list(zip(*columns.values(), strict=True)),
+        lines,
         headers=list(columns),
         tablefmt=style,
         disable_numparse=True,
@@ -264,15 +365,43 @@ def _grid(rows: Sequence[Row], style: str) -> str:
     )
 
 
+def _with_differences(table: Table, names: list[str], lines: list[tuple]) -> list[tuple]:
+    """Below each method its difference to the baseline, where there is one."""
+    result = []
+    for row, line in zip(table.rows, lines, strict=True):
+        result.append(line)
+        if not row.differences:
+            continue
+        cells = dict.fromkeys(names, "")
+        cells["method"] = f"  minus {table.baseline}"
+        for name in table.columns:
+            found = row.differences.get(name)
+            cells[name] = _signed(found) if found else ABSENT
+        result.append(tuple(cells.values()))
+    return result
+
+
+def _signed(found: Difference) -> str:
+    error = "" if found.error is None else f" ± {found.error:.2f}"
+    return f"{found.mean:+.2f}{error}"
+
+
 def _seeds(row: Row) -> str:
-    base, new = len(row.base_seeds), len(row.new_seeds)
-    return str(base) if row.base_seeds == row.new_seeds else f"{base} base, {new} new"
+    if row.published:
+        return ""
+    counts = {name: len(seeds) for name, seeds in row.seeds.items()}
+    if len(set(row.seeds.values())) <= 1:
+        return str(next(iter(counts.values()), 0))
+    if set(counts) == {BASE, NEW}:
+        return f"{counts[BASE]} base, {counts[NEW]} new"
+    low, high = min(counts.values()), max(counts.values())
+    return str(low) if low == high else f"{low}-{high}"
 
 
-def _percent(spread: Spread | None) -> str:
-    if spread is None:
+def _percent(cell: Spread | None) -> str:
+    if cell is None:
         return ABSENT
-    return f"{spread.mean:.2f}" + ("" if spread.std is None else f" ± {spread.std:.2f}")
+    return f"{cell.mean:.2f}" + ("" if cell.std is None else f" ± {cell.std:.2f}")
 
 
 def _seconds(seconds: float | None) -> str:
@@ -282,18 +411,30 @@ def _seconds(seconds: float | None) -> str:
 def _csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["dataset", "trainer", "config", "backbone", "shots", "base_seeds", "new_seeds",
-         "base_mean", "base_std", "new_mean", "new_std", "h_mean", "h_std", "train_seconds",
-         "train_and_dump_seconds", "num_datasets"]
-    )  # fmt: skip
+    own = [name for name in table.columns if any(name in row.seeds for row in table.rows)]
+    header = ["dataset", "trainer", "config", "backbone", "shots"]
+    header += [f"{name.lower()}_seeds" for name in own]
+    for name in table.columns:
+        header += [f"{name.lower()}_mean", f"{name.lower()}_std"]
+    header += ["train_seconds", "train_and_dump_seconds", "num_datasets", "knobs", "transductive",
+               "published"]  # fmt: skip
+    if table.baseline:
+        for name in table.columns:
+            header += [f"{name.lower()}_difference", f"{name.lower()}_difference_error"]
+    writer.writerow(header)
     for row in table.rows:
         numbers = []
-        for spread in (row.base, row.new, row.h):
-            numbers += [spread.mean, spread.std] if spread else [None, None]
+        for name in table.columns:
+            cell = row.cells.get(name)
+            numbers += [cell.mean, cell.std] if cell else [None, None]
+        differences = []
+        for name in table.columns if table.baseline else ():
+            found = row.differences.get(name)
+            differences += [found.mean, found.error] if found else [None, None]
         writer.writerow(
             [row.dataset, row.trainer, row.config, row.backbone, row.shots,
-             " ".join(map(str, row.base_seeds)), " ".join(map(str, row.new_seeds)), *numbers,
-             row.train_seconds, row.train_and_dump_seconds, row.num_datasets]
+             *(" ".join(map(str, row.seeds.get(name, ()))) for name in own), *numbers,
+             row.train_seconds, row.train_and_dump_seconds, row.num_datasets,
+             " ".join(row.knobs), row.transductive, row.published, *differences]
         )  # fmt: skip
     return out.getvalue()

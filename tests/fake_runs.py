@@ -1,11 +1,12 @@
-"""Made-up result trees, for the tests of reporting and of the scripts."""
+"""Made-up result trees, and runs that only write what train.py would have written."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from reporting.paths import PHASE_OF_SCOPE, run_dir
-from reporting.results import RunResult
+from reporting.predictions import write_predictions
+from reporting.results import RunResult, now
 
 
 def fake_result(**changes) -> RunResult:
@@ -36,3 +37,44 @@ def write_run(root: Path, scope: str, accuracy: float, seed: int, **changes) -> 
     folder = run_dir(phase, stem, result.shots, result.trainer, result.config, seed, root)
     result.write(folder)
     return folder
+
+
+def flag(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def finish(root: Path, command: list[str], accuracy: float = 50.0, epochs: int = 7, **changes):
+    """Write what a dump or a run with this command leaves behind, below the repository `root`."""
+    if "--store" in command:
+        store = root / flag(command, "--store")
+        store.mkdir(parents=True)
+        (store / "manifest.json").write_text("{}")
+        return
+    first = next(i for i, word in enumerate(command) if word.startswith(("DATASET.", "TRAINER.")))
+    folder = root / flag(command, "--output-dir")
+    eval_only = "--eval-only" in command
+    values = dict(
+        scope=flag(command, "DATASET.SUBSAMPLE_CLASSES"),
+        accuracy=accuracy,
+        seed=int(flag(command, "--seed")),
+        trainer=flag(command, "--trainer"),
+        dataset=Path(flag(command, "--dataset-config-file")).stem,
+        config=Path(flag(command, "--config-file")).stem,
+        config_files=[flag(command, "--dataset-config-file"), flag(command, "--config-file")],
+        opts=command[first:],
+        shots=int(flag(command, "DATASET.NUM_SHOTS")),
+        eval_only=eval_only,
+        epochs=epochs,
+        load_epoch=int(flag(command, "--load-epoch")) if "--load-epoch" in command else None,
+        transductive="PromptKD" in command,
+        finished=now(),
+    )
+    fake_result(**{**values, **changes}).write(folder)
+    signal = "=> result" if eval_only else "Finish training"
+    (folder / "log.txt").write_text(f"{signal}\n* accuracy: {accuracy}%\n")
+
+
+def answer(folder: Path, correct: list[bool]) -> None:
+    """Write predictions of images 0.jpg, 1.jpg, ... of which some are right."""
+    paths = [f"/data/{index}.jpg" for index in range(len(correct))]
+    write_predictions(folder, paths, [1] * len(correct), [int(right) for right in correct])

@@ -39,7 +39,7 @@ def user(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_base_to_new_by_script(user, method):
     printed = user("bash", "scripts/base2new.sh", method, "toy_shapes", "1", "OPTIM.MAX_EPOCH", "2")
-    assert "Summary of directory" in printed
+    assert "Base-to-new: trained on the base classes" in printed and " 0 failed." in printed
     for phase, scope in (("train_base", "base"), ("test_new", "new")):
         folder = user.home / "output/base2new" / phase / "toy_shapes/shots_2" / METHODS[method]
         result = json.loads((folder / "toy/seed1/results.json").read_text())

@@ -91,6 +91,7 @@ def test_trainers_use_public_names_of_dassl_only():
         "dassl.metrics": {"compute_accuracy"},
         "dassl.optim": {"build_optimizer", "build_lr_scheduler"},
         "dassl.data": {"DataManager"},
+        "dassl.data.transforms": {"build_transform"},
         "dassl.data.datasets": {"DATASET_REGISTRY", "Datum", "DatasetBase", "build_dataset"},
         "dassl.utils": {"set_random_seed", "setup_logger"},
     }

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_runs import write_run
+from fake_runs import fake_result, write_run
 
 import parse_test_res
 from reporting.logs import LogError, read_log
@@ -172,3 +172,27 @@ def test_compare_prints_or_writes_the_table(capsys, tmp_path):
     _, out, error = run(capsys, tmp_path / "out", "--compare", "--format", "csv")
     assert out.startswith("dataset,") and "Base-to-new" in error
     assert run(capsys, tmp_path / "absent", "--compare")[0] == 1
+
+
+def test_compare_shows_every_protocol_there_is(capsys, tmp_path):
+    from reporting.paths import XD_TEST, XD_TRAIN, run_dir
+
+    write_run(tmp_path, "base", 60.0, 1)
+    write_run(tmp_path, "new", 30.0, 1)
+    for phase, dataset in ((XD_TRAIN, "imagenet"), (XD_TEST, "dtd")):
+        folder = run_dir(phase, dataset, 16, "CoOp", "vit_b32_ctxv1", 1, tmp_path)
+        fake_result(scope="all", dataset=dataset, accuracy=44.0).write(folder)
+    code, out, _ = run(capsys, tmp_path, "--compare")
+    assert code == 0 and "Base-to-new: " in out and "Cross-data-set transfer: " in out
+    code, out, _ = run(capsys, tmp_path, "--compare", "--protocol", "cross_dataset")
+    assert code == 0 and "44.00" in out and "Base-to-new" not in out
+    code, _, error = run(capsys, tmp_path, "--compare", "--format", "csv")
+    assert code == 1 and "csv takes one table, choose by --protocol" in error
+    code, out, _ = run(
+        capsys, tmp_path, "--compare", "--protocol", "base2new", "--pictures", tmp_path / "p",
+        "--ci95", "--published", "--baseline", "CoOp",
+    )  # fmt: skip
+    assert code == 0 and "95 % confidence interval" in out
+    assert {path.name for path in (tmp_path / "p").glob("*.png")} == {
+        "base2new_oxford_pets.png", "base2new_time.png",
+    }  # fmt: skip

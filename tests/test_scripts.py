@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_runs import write_run
+from fake_runs import finish, flag
 
-from reporting.paths import TEST_NEW, TRAIN_BASE, run_dir
+from reporting.methods import METHODS
+from reporting.paths import TEST_NEW, TRAIN_BASE, XD_TEST, XD_TRAIN, run_dir
+from reporting.plan import STEPS
 from reporting.results import RunResult
 
 REPO = Path(__file__).resolve().parents[1]
-TRAINERS = {"zsclip": "ZeroshotCLIP", "coop": "CoOp", "coop_kdpl": "CoOp_KDPL", "fdbpl": "FDBPL"}
+SHOWN = {"zsclip": "vit_b16", "coop": "vit_b16_ctxv1", "fdbpl": "vit_b32_ctxv1"}  # and recipes
 
 # Passes -m reporting and the parser on to the real Python; records anything else, one run a line.
 STUB = """#!/usr/bin/env bash
@@ -36,11 +38,14 @@ class Copy:
         for name in ("scripts", "reporting"):
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPO / name, self.root / name, ignore=ignore)
-        shutil.copy(REPO / "parse_test_res.py", self.root)
-        files = ["datasets/oxford_pets", "datasets/toy_shapes"]
-        for trainer in TRAINERS.values():
-            stems = ("toy", "vit_b32") if trainer == "ZeroshotCLIP" else ("toy", "vit_b32_ctxv1")
-            files += [f"trainers/{trainer}/{stem}" for stem in stems]
+        for name in ("parse_test_res.py", "run_protocol.py"):
+            shutil.copy(REPO / name, self.root)
+        files = ["datasets/oxford_pets", "datasets/toy_shapes", "datasets/imagenet"]
+        files += [
+            f"trainers/{METHODS[m].trainer}/{stem}"
+            for m in SHOWN
+            for stem in ("toy", "vit_b16", "vit_b16_ctxv1", "vit_b16_ep50_ctxv1", "vit_b32_ctxv1")
+        ]
         for file in files:
             path = self.root / "configs" / f"{file}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,62 +68,78 @@ class Copy:
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         return [shlex.split(line) for line in lines]
 
+    def finish(self, call: list[str], accuracy: float = 50.0) -> None:
+        finish(self.root, call, accuracy)
+
 
 @pytest.fixture
 def copy(tmp_path):
     return Copy(tmp_path)
 
 
-def flag(call: list[str], name: str) -> str:
-    return call[call.index(name) + 1]
+# --- the scripts that are checked in
 
 
-def finish(copy: Copy, call: list[str], accuracy: float = 50.0, epochs: int = 7) -> None:
-    """Write the results.json that train.py would have written for this call."""
-    first_key = next(i for i, word in enumerate(call) if word.startswith(("DATASET.", "TRAINER.")))
-    opts = call[first_key:]
-    base = write_run(
-        copy.root / "scratch",
-        flag(call, "DATASET.SUBSAMPLE_CLASSES"),
-        accuracy,
-        int(flag(call, "--seed")),
-        trainer=flag(call, "--trainer"),
-        config=Path(flag(call, "--config-file")).stem,
-        config_files=[flag(call, "--dataset-config-file"), flag(call, "--config-file")],
-        opts=opts,
-        shots=int(flag(call, "DATASET.NUM_SHOTS")),
-        eval_only="--eval-only" in call,
-        epochs=epochs,
-        load_epoch=int(flag(call, "--load-epoch")) if "--load-epoch" in call else None,
-    )
-    RunResult.read(base).write(copy.root / flag(call, "--output-dir"))
-    signal = "=> result" if "--eval-only" in call else "Finish training"
-    log = copy.root / flag(call, "--output-dir") / "log.txt"
-    log.write_text(f"{signal}\n* accuracy: {accuracy}%\n")
+def wanted_scripts(folder: str) -> dict[str, str]:
+    """Script -> step of scripts/run.sh, as the table of methods has it."""
+    method = METHODS[folder]
+    steps = {f"{step}.sh": step for step in STEPS}
+    steps["dump.sh"] = steps.pop("base2new_dump.sh")
+    if not method.needs_dump:
+        del steps["dump.sh"], steps["xd_dump.sh"]
+    if method.transductive:
+        del steps["xd_train.sh"]  # it learns from each target
+    if method.few_shot.default is None:
+        del steps["few_shot.sh"]
+    return steps
 
 
-@pytest.mark.parametrize("method", TRAINERS)
+@pytest.mark.parametrize("folder", METHODS)
+def test_every_method_has_the_scripts_of_its_protocols_and_no_other(folder):
+    there = {path.name: path for path in (REPO / "scripts" / folder).iterdir()}
+    assert set(there) == set(wanted_scripts(folder))
+    for name, step in wanted_scripts(folder).items():
+        shebang, about, call = there[name].read_text().splitlines()
+        assert shebang == "#!/usr/bin/env bash" and about.endswith("Settings: scripts/run.sh.")
+        assert about.startswith(
+            "# DATASET SHOTS [SEED ...] [KEY" if step == "few_shot" else "# DATASET SEED [KEY"
+        )
+        assert call == (
+            f'METHOD_SCRIPT={folder}/{name} exec bash "$(dirname "${{BASH_SOURCE[0]}}")/../run.sh" '
+            f'{folder} {step} "$@"'
+        )
+
+
+def test_no_script_is_of_a_method_that_is_not_in_the_table():
+    folders = {path.name for path in (REPO / "scripts").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(METHODS)
+
+
+# --- what they run
+
+
+@pytest.mark.parametrize("method", SHOWN)
 def test_train_and_test_agree_on_every_folder(copy, method):
-    where = ["oxford_pets", 16, TRAINERS[method]]
-    config = "vit_b32" if method == "zsclip" else "vit_b32_ctxv1"
+    trainer, config = METHODS[method].trainer, SHOWN[method]
+    where = ["oxford_pets", 16, trainer, config, 2]
     result = copy.run(f"{method}/base2new_train.sh", "oxford_pets", 2)
     assert result.returncode == 0, result.stderr
     (train,) = copy.calls()
-    base_dir = run_dir(TRAIN_BASE, *where, config, 2)
+    base_dir = run_dir(TRAIN_BASE, *where)
     assert flag(train, "--output-dir") == str(base_dir)
-    assert flag(train, "--trainer") == TRAINERS[method]
+    assert flag(train, "--trainer") == trainer
     assert flag(train, "--root") == "data" and flag(train, "--seed") == "2"
-    assert flag(train, "--config-file") == f"configs/trainers/{TRAINERS[method]}/{config}.yaml"
+    assert flag(train, "--config-file") == f"configs/trainers/{trainer}/{config}.yaml"
     assert flag(train, "--dataset-config-file") == "configs/datasets/oxford_pets.yaml"
     assert flag(train, "DATASET.SUBSAMPLE_CLASSES") == "base"
     assert flag(train, "DATASET.NUM_SHOTS") == "16"
     assert ("--eval-only" in train) == (method == "zsclip")
 
-    finish(copy, train)
+    copy.finish(train)
     result = copy.run(f"{method}/base2new_test.sh", "oxford_pets", 2)
     assert result.returncode == 0, result.stderr
     test = copy.calls()[1]
-    assert flag(test, "--output-dir") == str(run_dir(TEST_NEW, *where, config, 2))
+    assert flag(test, "--output-dir") == str(run_dir(TEST_NEW, *where))
     assert flag(test, "DATASET.SUBSAMPLE_CLASSES") == "new" and "--eval-only" in test
     if method == "zsclip":
         assert "--model-dir" not in test
@@ -127,12 +148,38 @@ def test_train_and_test_agree_on_every_folder(copy, method):
         assert flag(test, "--load-epoch") == "7"  # what the training run says it reached
 
 
+def test_transfer_reads_the_prompts_of_the_source(copy):
+    assert copy.run("coop/xd_train.sh", "imagenet", 1).returncode == 0
+    (train,) = copy.calls()
+    where = [16, "CoOp", "vit_b16_ep50_ctxv1", 1]
+    assert flag(train, "--output-dir") == str(run_dir(XD_TRAIN, "imagenet", *where))
+    assert flag(train, "DATASET.SUBSAMPLE_CLASSES") == "all"
+    copy.finish(train)
+    assert copy.run("coop/xd_test.sh", "oxford_pets", 1).returncode == 0
+    test = copy.calls()[1]
+    assert flag(test, "--output-dir") == str(run_dir(XD_TEST, "oxford_pets", *where))
+    assert flag(test, "--model-dir") == flag(train, "--output-dir")
+    assert flag(test, "--dataset-config-file") == "configs/datasets/oxford_pets.yaml"
+
+
+def test_few_shot_dumps_and_trains_for_every_seed(copy):
+    assert copy.run("fdbpl/few_shot.sh", "toy_shapes", 4, "OPTIM.LR", 1).returncode == 0
+    calls = copy.calls()
+    assert [call[0] for call in calls] == ["dump_teacher_logits.py", "train.py"] * 3
+    assert [flag(call, "--seed") for call in calls[::2]] == ["1", "2", "3"]
+    assert all(flag(call, "DATASET.NUM_SHOTS") == "4" for call in calls)
+    assert flag(calls[0], "--store") == flag(calls[1], "TRAINER.FDBPL.STORE")
+    assert calls[1][-2:] == ["OPTIM.LR", "1"]
+    assert copy.run("fdbpl/few_shot.sh", "toy_shapes", 2, 5, 6).returncode == 0
+    assert [flag(call, "--seed") for call in copy.calls()[6::2]] == ["5", "6"]
+
+
 def test_dump_and_training_agree_on_the_store(copy):
     assert copy.run("fdbpl/dump.sh", "oxford_pets", 1, "TRAINER.FDBPL.NUM_REGIONS", 4).stderr == ""
     assert copy.run("fdbpl/base2new_train.sh", "oxford_pets", 1).returncode == 0
     dump, train = copy.calls()
     assert dump[0] == "dump_teacher_logits.py" and train[0] == "train.py"
-    store = "stores/oxford_pets/shots_16/vit_b32_ctxv1/seed1"
+    store = "stores/oxford_pets/shots_16/base/seed1"
     assert flag(dump, "--store") == flag(train, "TRAINER.FDBPL.STORE") == store
     assert flag(dump, "DATASET.SUBSAMPLE_CLASSES") == "base" and flag(dump, "--seed") == "1"
     assert flag(dump, "TRAINER.FDBPL.NUM_REGIONS") == "4"
@@ -140,36 +187,29 @@ def test_dump_and_training_agree_on_the_store(copy):
 
 def test_whole_method_ends_in_a_table(copy):
     """Stand in for the trainer by finishing each recorded call before asking again."""
-    for _ in range(3):  # stops at the test; does it; finds nothing to do
+    for _ in range(4):  # stops at the dump; the training; the test; finds nothing to do
         before = len(copy.calls())
-        result = copy.run("base2new.sh", "fdbpl", "oxford_pets", 4, "OPTIM.LR", "1")
-        new = [call for call in copy.calls()[before:] if call[0] == "train.py"]
+        result = copy.run("base2new.sh", "fdbpl", "oxford_pets", 4, "OPTIM.LR", "1", SHOTS="8")
+        new = copy.calls()[before:]
         for call in new:
-            finish(copy, call, accuracy=60.0 if "base" in call else 30.0)
+            copy.finish(call, accuracy=60.0 if "base" in call else 30.0)
     assert result.returncode == 0, result.stderr
-    assert new == [] and result.stderr.count("skipped") == 2
-    assert "* accuracy: 60.00% +- 0.00%\nseeds: 1" in result.stdout and "40.00" in result.stdout
+    assert new == [] and "0 jobs done, 3 finished before, 0 failed" in result.stdout
+    assert "60.00" in result.stdout and "40.00" in result.stdout
     for call in copy.calls():
         assert flag(call, "--seed") == "4" and call[-2:] == ["OPTIM.LR", "1"]
+        assert flag(call, "DATASET.NUM_SHOTS") == "8"
 
 
-def test_zero_shot_over_seeds(copy):
-    assert copy.run("base2new.sh", "zsclip", "oxford_pets").returncode == 1  # no logs yet
-    calls = copy.calls()
-    assert [flag(call, "--seed") for call in calls] == ["1", "1", "2", "2", "3", "3"]
-    for call in calls:
-        finish(copy, call)
-    result = copy.run("run.sh", "zsclip", "table", "oxford_pets", 1)
-    assert result.returncode == 0 and "50.00 ± 0.00" in result.stdout, result.stderr
-
-
-def test_toy_data_takes_the_toy_recipe_and_cfg_overrides(copy):
+def test_toy_data_takes_the_toy_recipe_and_cfg_and_backbone_override(copy):
     copy.run("coop/base2new_train.sh", "toy_shapes", 1)
     copy.run("coop/base2new_train.sh", "toy_shapes", 1, CFG="vit_b32_ctxv1", SHOTS="4")
-    toy, other = copy.calls()
+    copy.run("fdbpl/base2new_train.sh", "oxford_pets", 1, BACKBONE="vit_b16")
+    toy, other, backbone = copy.calls()
     assert flag(toy, "--config-file") == "configs/trainers/CoOp/toy.yaml"
     assert flag(other, "--config-file") == "configs/trainers/CoOp/vit_b32_ctxv1.yaml"
     assert "/toy_shapes/shots_4/CoOp/vit_b32_ctxv1/seed1" in flag(other, "--output-dir")
+    assert flag(backbone, "--config-file") == "configs/trainers/FDBPL/vit_b16_ctxv1.yaml"
 
 
 def test_finished_run_is_skipped_and_a_crashed_or_damaged_one_is_not(copy):
@@ -183,7 +223,7 @@ def test_finished_run_is_skipped_and_a_crashed_or_damaged_one_is_not(copy):
     (folder / "prompt_learner").mkdir(parents=True)
     (folder / "log.txt").write_text("half")
     assert len(train()[1]) == 1  # crashed: again
-    finish(copy, call)
+    copy.finish(call)
     result, calls = train()
     assert calls == [] and result.returncode == 0
     assert "is finished (50.00 %" in result.stderr and "skipped" in result.stderr
@@ -197,9 +237,9 @@ def test_finished_run_is_skipped_and_a_crashed_or_damaged_one_is_not(copy):
 
 def test_evaluation_older_than_its_training_is_repeated(copy):
     copy.run("coop/base2new_train.sh", "oxford_pets", 1)
-    finish(copy, copy.calls()[0])
+    copy.finish(copy.calls()[0])
     copy.run("coop/base2new_test.sh", "oxford_pets", 1)
-    finish(copy, copy.calls()[1])
+    copy.finish(copy.calls()[1])
     copy.run("coop/base2new_test.sh", "oxford_pets", 1)
     assert len(copy.calls()) == 2
     folder = copy.root / flag(copy.calls()[0], "--output-dir")
@@ -214,6 +254,8 @@ def test_test_without_training_names_the_command(copy):
     result = copy.run("coop/base2new_test.sh", "oxford_pets", 1)
     assert result.returncode == 2 and copy.calls() == []
     assert "bash scripts/coop/base2new_train.sh oxford_pets 1" in result.stderr
+    result = copy.run("coop/xd_test.sh", "oxford_pets", 1)
+    assert "bash scripts/coop/xd_train.sh imagenet 1" in result.stderr
 
 
 def test_other_working_directory_and_paths_with_spaces(copy, tmp_path):
@@ -240,13 +282,16 @@ def test_dry_run_prints_a_command_that_can_be_pasted(copy):
     ("script", "arguments", "message"),
     [
         ("coop/base2new_train.sh", [], "usage: bash scripts/coop/base2new_train.sh DATASET SEED"),
+        ("coop/few_shot.sh", [], "usage: bash scripts/coop/few_shot.sh DATASET SHOTS [SEED ...]"),
         ("coop/base2new_train.sh", ["oxford_pets", "one"], "SEED is 'one', not a whole number"),
+        ("coop/base2new_train.sh", ["oxford_pets", 1, 2], "one SEED at a time"),
         ("coop/base2new_train.sh", ["oxford_pets", 1, "A"], "a KEY without a VALUE among: A"),
-        ("coop/base2new_train.sh", ["pets", 1], "configs/datasets holds: oxford_pets toy_shapes"),
-        ("coop/base2new_train.sh", ["oxford_pets", 1, "DATASET.NUM_SHOTS", 4], "set SHOTS"),
-        ("run.sh", ["kdpl", "train", "oxford_pets", 1], "METHOD is 'kdpl', not zsclip, coop, coop"),
-        ("run.sh", ["coop", "dump", "oxford_pets", 1], "coop reads no region store"),
-        ("run.sh", ["coop", "play", "oxford_pets", 1], "PHASE is 'play'"),
+        ("coop/base2new_train.sh", ["pets", 1], "holds: imagenet oxford_pets toy_shapes"),
+        ("coop/base2new_train.sh", ["oxford_pets", 1, "DATASET.NUM_SHOTS", 4], "and the shots"),
+        ("coop/xd_train.sh", ["oxford_pets", 1], "oxford_pets is a target"),
+        ("run.sh", ["kdpl", "xd_train", "imagenet", 1], "METHOD is 'kdpl', not one of zsclip, "),
+        ("run.sh", ["coop", "xd_dump", "imagenet", 1], "coop reads no region store"),
+        ("run.sh", ["coop", "play", "oxford_pets", 1], "STEP is 'play'"),
         ("base2new.sh", ["coop"], "usage: bash scripts/base2new.sh METHOD DATASET [SEED ...]"),
     ],
 )
@@ -259,7 +304,9 @@ def test_usage_errors_are_one_line(copy, script, arguments, message):
 def test_scripts_are_clean_shell():
     scripts = [str(path) for path in (REPO / "scripts").rglob("*.sh")]
     assert len(scripts) >= 11
-    for script in scripts:
+    # They have one form (see above), so a few stand for all.
+    some = [path for path in scripts if Path(path).parent.name in ("scripts", "coop", "fdbpl")]
+    for script in some:
         subprocess.run(["bash", "-n", script], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", *scripts], check=True)
@@ -275,35 +322,49 @@ def demo(monkeypatch):
     return importlib.import_module("demo")
 
 
-def test_demo_runs_the_commands_of_the_scripts(demo, tmp_path):
-    args = demo.parse_args(["--out", str(tmp_path), "--", "OPTIM.LR", "1"])
-    for method, phases in demo.METHODS.items():
-        run = demo.Run(method, phases[0], 3)
-        assert [each.phase for each in demo.chain(run)] == list(phases)
-        command = demo.command_of(run, args)
-        assert flag(command, "--trainer") == TRAINERS[method]
-        assert flag(command, "--config-file") == f"configs/trainers/{TRAINERS[method]}/toy.yaml"
-        assert (REPO / flag(command, "--config-file")).exists()
+def test_demo_runs_every_phase_of_its_methods(demo, tmp_path):
+    args = demo.parse_args(["--out", str(tmp_path), "--seeds", "3", "--", "OPTIM.LR", "1"])
+    jobs = demo.jobs_of(args)
+    kinds = [(job.method.folder, job.kind) for job in jobs]
+    assert kinds == [
+        ("fdbpl", "dump"), ("fdbpl", "train"), ("fdbpl", "test"),
+        ("coop_kdpl", "train"), ("coop_kdpl", "test"), ("coop", "train"), ("coop", "test"),
+        ("zsclip", "train"), ("zsclip", "test"),
+    ]  # fmt: skip
+    for job in jobs:
+        command = job.command(epochs="1")
+        recipe = f"configs/trainers/{job.method.trainer}/toy.yaml"
+        assert flag(command, "--config-file") == recipe and (REPO / recipe).exists()
         assert flag(command, "--root") == str(REPO / "data") and flag(command, "--seed") == "3"
         assert flag(command, "OPTIM.LR") == "1"
-        assert str(tmp_path) in flag(command, "--store" if "--store" in command else "--output-dir")
-    with pytest.raises(SystemExit, match="nothing to test yet"):
-        demo.command_of(demo.Run("coop", "test", 3), args)
+        assert str(tmp_path) in flag(command, "--store" if job.kind == "dump" else "--output-dir")
 
 
-def test_demo_skips_a_finished_run(demo, tmp_path):
-    args = demo.parse_args(["--out", str(tmp_path), "--resume"])
-    run = demo.Run("coop", "train", 1)
-    command = demo.command_of(run, args)
-    opts = command[command.index("DATASET.NUM_SHOTS") :]
-    files = [flag(command, "--dataset-config-file"), flag(command, "--config-file")]
-    more = dict(stem="toy_shapes", config="toy", config_files=files, opts=opts, shots=args.shots)
-    write_run(tmp_path, "base", 50.0, 1, **more)
-    assert demo.command_of(run, args) == []
+def test_demo_all_has_every_trainer_once(demo, tmp_path):
+    from trainers.registry import OBJECTIVES, PROMPT_MODELS
+
+    hosts = [cls.__name__ for cls in PROMPT_MODELS]
+    wanted = {*hosts, *(f"{host}_{suffix}" for host in hosts for suffix in OBJECTIVES)}
+    wanted |= {"FDBPL", "PromptKD", "ZeroshotCLIP", "ZeroshotCLIP2"}
+    jobs = demo.jobs_of(demo.parse_args(["--all", "--out", str(tmp_path), "--seeds", "1"]))
+    trained = [job.method.trainer for job in jobs if job.kind == "test"]
+    assert sorted(trained) == sorted(wanted - {"CoOp_FDBPL"})
 
 
-def test_demo_shows_the_end_of_the_log_of_a_failed_run(demo, tmp_path):
+def test_a_failed_run_of_the_demo_leaves_its_log(demo, tmp_path):
     log = tmp_path / "logs" / "a.txt"
-    outcome = demo.work(["train.py", "--no-such-flag"], log)
-    assert "unrecognized arguments: --no-such-flag" in outcome.error and str(log) in outcome.error
+    assert demo.work(["train.py", "--no-such-flag"], log) == 2
+    assert "unrecognized arguments: --no-such-flag" in log.read_text()
     assert log.read_text().startswith("$ python train.py --no-such-flag\n")
+
+
+def test_jobs_of_the_demo_run_in_its_workers(demo, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        workers = demo.Workers(pool, 1)
+        call = workers.start(["python", "train.py", "--no-such-flag"], tmp_path / "a", REPO, "a")
+        assert not workers.free()
+        while (code := call.poll()) is None:
+            pass
+    assert code == 2 and workers.free()

@@ -60,6 +60,10 @@ class Evaluation:
             self._label_B = None
         return every[0]
 
+    def class_features(self) -> Tensor | None:
+        """Unit features (C, D) for the first share; None where they depend on the image."""
+        return None if self._text is None else self._mix(self._text, self.alphas[0])
+
     def sweep(self) -> list[dict[str, float]]:
         """Accuracy in percent for each share, where there are several."""
         if len(self.alphas) == 1 or not self.labels:

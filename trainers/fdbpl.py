@@ -77,7 +77,9 @@ class StoredRegions(Distillation):
     # Reading the store
 
     def before_train(self) -> None:
-        self.store = self.open_store()
+        # Whether the teacher's text is computed or found beside the store: the same bits after it.
+        with torch.random.fork_rng():
+            self.store = self.open_store()
         self.train_loader_x = self.build_region_loader(self.store)
         super().before_train()
 

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# DATASET SEED [KEY VALUE ...]: Store the teacher's logits on regions. Settings: scripts/run.sh.
-METHOD_SCRIPT=fdbpl/dump.sh exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" fdbpl dump "$@"
+# DATASET SEED [KEY VALUE ...]: Store the teacher's logits on regions of the base images. Settings: scripts/run.sh.
+METHOD_SCRIPT=fdbpl/dump.sh exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" fdbpl base2new_dump "$@"

@@ -1,0 +1,98 @@
+"""A finished run as something to use: its folder -> a trainer that recognises, without the data.
+
+A run folder holds config.yaml (every key as it was) and classnames.json beside the prompts, so that
+neither the recipe, nor the data set, nor the command of then is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+
+import trainers  # noqa: F401  (importing registers them)
+from configs.defaults import extend_cfg
+from reporting.results import FILE_NAME, REPO, RunResult, write_text
+from trainers.base import PromptTrainer
+
+CONFIG_FILE, NAMES_FILE = "config.yaml", "classnames.json"
+
+
+def describe_run(cfg, trainer: PromptTrainer) -> None:
+    """Write what open_run() reads into cfg.OUTPUT_DIR."""
+    write_text(Path(cfg.OUTPUT_DIR, CONFIG_FILE), cfg.dump())
+    names = list(trainer.dm.dataset.classnames)
+    write_text(Path(cfg.OUTPUT_DIR, NAMES_FILE), json.dumps(names, indent=0) + "\n")
+
+
+def open_run(
+    folder: str | Path, classnames: Sequence[str] = (), epoch: int | None = None
+) -> PromptTrainer:
+    """The trainer of a run with its prompts loaded, in eval mode; it holds no data.
+
+    Args:
+        folder: --output-dir of a training, or of an evaluation: then its --model-dir gives the
+            prompts, and it the class names.
+        classnames: other classes than those of the run.
+        epoch: of the checkpoint; the run's last one when None.
+    Raises:
+        ValueError: the folder holds no run, or its prompts cannot serve these classes.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, NAMES_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder / name} is absent; give the --output-dir of a run of train.py. Runs "
+                "older than this file: repeat the test with --eval-only into a new --output-dir."
+            )
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    try:
+        cfg.merge_from_file(str(folder / CONFIG_FILE))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} does not fit this version: {error.args[0]}. Use the commit in "
+            f"{folder / FILE_NAME}."
+        ) from error
+    cfg.freeze()
+    names = list(classnames) or json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))
+    if cfg.TRAINER.NAME not in TRAINER_REGISTRY.registered_names():
+        raise ValueError(f"{folder}: the trainer {cfg.TRAINER.NAME!r} is unknown here.")
+    trainer = _without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), names)(cfg)
+    prompts, last = _prompts_of(folder)
+    trainer.load_model(str(prompts), epoch=last if epoch is None else epoch)
+    trainer.set_model_mode("eval")
+    return trainer
+
+
+def _without_data(trainer_class: type[PromptTrainer], classnames: list[str]) -> type[PromptTrainer]:
+    class Recogniser(trainer_class):
+        def build_data_loader(self) -> None:
+            self.train_loader_x = self.train_loader_u = None
+            self.val_loader = self.test_loader = None
+            self.num_classes, self.num_source_domains = len(classnames), 0
+            self.lab2cname = dict(enumerate(classnames))
+            self.dm = SimpleNamespace(
+                dataset=SimpleNamespace(classnames=classnames),
+                num_classes=self.num_classes,
+                lab2cname=self.lab2cname,
+            )
+
+    return Recogniser
+
+
+def _prompts_of(folder: Path) -> tuple[Path, int | None]:
+    """Where the prompts of a run lie, and their last epoch where results.json tells it."""
+    if not (folder / FILE_NAME).is_file():
+        return folder, None
+    result = RunResult.read(folder)
+    if not result.eval_only or not result.model_dir:
+        return folder, None if result.eval_only else result.epochs
+    trained = Path(result.model_dir)
+    if not trained.is_dir():  # recorded from the repository's folder
+        trained = REPO / result.model_dir
+    return trained, result.load_epoch

@@ -14,6 +14,14 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.DATASET.FOLDER = ""  # ImageFolder: holds class folders, or train, val and test with them
     cfg.DATASET.CSV = ""  # CSV: file with the columns path, label and maybe split, classname
 
+    # How prompts go through the text tower: fast, or reference (all 77 tokens of every prompt, by
+    # CLIP's own layers, for comparison). Both give the same numbers.
+    cfg.MODEL.TEXT_PATH = "fast"
+    # Classes that are encoded at a time. All parts but one are computed again for their gradient:
+    # memory stays bounded, and such a part takes half as much time again. 0: all at once, or as
+    # many as 1.75 GiB of activations allow.
+    cfg.MODEL.TEXT_CHUNK = 0
+
     # Share of the hand-written prompt in the class features at test; several values: a sweep.
     cfg.TEST.TEXT_INTERPOLATION = (0.0,)
 

@@ -55,6 +55,8 @@ class LoadedClip:
     std: tuple[float, float, float]
     precision: str
     device: torch.device
+    text_path: str = "fast"  # how prompts go through the text tower: see models/prompted_clip.py
+    text_chunk: int = 0  # classes that the text tower encodes at a time; 0: as many as fit
 
     @property
     def feature_width(self) -> int:

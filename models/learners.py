@@ -114,11 +114,6 @@ class ContextLearner(nn.Module):
         """Whether the image tower gets prompts."""
         return False
 
-    @property
-    def text_is_fixed(self) -> bool:
-        """Whether training leaves every text prompt as it is."""
-        return not self.ctx.numel() and self.negative_ctx is None
-
     def forward(self) -> Prompts:
         return Prompts(self.contexts(), self.deep())
 

@@ -14,9 +14,16 @@ from torch.nn import functional as F
 
 from models.clip import LoadedClip
 from models.learners import ContextLearner, Prompts
+from models.plain_text import PlainTextEncoder
+from models.prompt_layout import PromptLayout
 from models.templates import SEPARATOR, fill
-from models.text import PromptLayout, TextEncoder
+from models.text import TextEncoder
 from models.vision import VisionEncoder
+
+TEXT_PATHS = {  # LoadedClip.text_path -> what encodes prompts; both compute the same
+    "fast": TextEncoder,
+    "reference": PlainTextEncoder,  # all 77 tokens of every prompt, for comparison
+}
 
 
 class FrozenCLIP(nn.Module):
@@ -109,9 +116,9 @@ class PromptedCLIP(FrozenCLIP):
         self.learner = learner.to(clip.device)
         self.vision_encoder = VisionEncoder(clip.model) if learner.has_vision else None
         self._layout = (context, position, per_class)
-        self._fixed_text: Tensor | None = None  # of a learner that leaves the text alone
+        self._fixed_text_CD: Tensor | None = None  # of a positive prompt that is not learned
         layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
-        self.text_encoder = TextEncoder(clip.model, layout)
+        self.text_encoder = TEXT_PATHS[clip.text_path](clip.model, layout, clip.text_chunk)
 
     @property
     def conditional(self) -> bool:
@@ -177,13 +184,20 @@ class PromptedCLIP(FrozenCLIP):
             return unit(self.vision_encoder(images, prompts.vision))
 
     def _text_features(self, prompts: Prompts, classes: Tensor | None) -> Tensor:
-        if classes is not None or not self.learner.text_is_fixed:
+        if self.learner.ctx.numel():
             with self.clip.autocast():
                 return unit(self.text_encoder(prompts.context, prompts.deep, classes))
-        if self._fixed_text is None:
+        has_negative = self.learner.negative_ctx is not None
+        if self._fixed_text_CD is None:
+            fixed = prompts.context[0] if has_negative else prompts.context
             with torch.no_grad(), self.clip.autocast():
-                self._fixed_text = unit(self.text_encoder(prompts.context))
-        return self._fixed_text
+                self._fixed_text_CD = unit(self.text_encoder(fixed))
+        positive = self._fixed_text_CD if classes is None else self._fixed_text_CD[classes]
+        if not has_negative:
+            return positive
+        with self.clip.autocast():
+            negative = unit(self.text_encoder(prompts.context[1:], classes=classes))
+        return torch.cat([positive[None], negative])
 
 
 def unit(features: Tensor) -> Tensor:

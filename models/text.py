@@ -1,107 +1,45 @@
 """CLIP's text encoder on the tokens that matter: prompts go in, class features come out.
 
 The tower is causal and read at the end-of-text token, so a token's state depends on its prefix
-alone. Two consequences, both exact (DESIGN section 6): nothing after end-of-text is computed, and
-the prefix that all classes share (start-of-text and the context) runs once per layer.
+alone. Hence, without changing a number (DESIGN section 6):
+- nothing after end-of-text is computed;
+- the prefix that all classes share (start-of-text and the context) is computed once, the stem;
+- tokens before the first learned one are constants: their keys and values are computed once;
+- the classes' own tokens, their branches, stand packed in chunks of one width (models/packing.py);
+- after the last layer's attention only end-of-text rows go on;
+- more classes than memory holds are encoded in pieces, and computed again for the gradient.
 
-Letters: G contexts that share a layout (positive and negative, several seeds), C classes, L tokens
-of the longest prompt, P tokens of the shared prefix, S = L - P, N context tokens, D width.
+Letters: G contexts that share a layout (positive and negative, images), C classes, N context
+tokens, D width, R computed rows, of which the stem's come first and then those of H chunks of T
+rows; Z places of the stem, W width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from models.blocks import (
+    keys_and_values,
     layer_norm,
-    linear_qkv,
     matrix_dtype,
     merge_heads,
+    queries,
     rest_of_block,
-    split_heads,
 )
-from models.templates import spoken
+from models.packing import Plan, Rows, make_plan, prefix_lengths
+from models.prompt_layout import PromptLayout
 
-POSITIONS = ("end", "middle", "front")
-
-
-@dataclass(frozen=True)
-class PromptLayout:
-    """Which places of C prompts hold fixed tokens and which hold the learned context."""
-
-    token_CL: Tensor  # int64 token ids; 0 after end-of-text
-    slot_CL: Tensor  # int64: index of the context token that stands here, -1 for a fixed token
-    end_C: Tensor  # int64: place of end-of-text
-    num_context: int
-    per_class: bool  # each class has a context of its own
-
-    @property
-    def prefix_length(self) -> int:
-        """P: how many leading places are the same in every prompt; less than L."""
-        same_L = (self.token_CL == self.token_CL[:1]) & (self.slot_CL == self.slot_CL[:1])
-        if self.per_class:
-            same_L &= self.slot_CL < 0
-        shared = int(same_L.all(dim=0).long().cumprod(dim=0).sum())
-        return min(shared, int(self.end_C.min()))  # end-of-text itself belongs to the class
-
-    @classmethod
-    def build(
-        cls,
-        classnames: Sequence[str],
-        tokenize: Callable[[list[str]], Tensor],
-        context: str,
-        position: str = "end",
-        per_class: bool = False,
-    ) -> PromptLayout:
-        """Lay out "<context> <class name>." with the context's tokens as learnable slots.
-
-        Args:
-            context: words that hold the context's place, for example "a photo of a" or "X X X X".
-            position: where the class name stands relative to the context, as in CoOp: end,
-                middle (the first half of the context before it) or front.
-        Raises:
-            ValueError: unknown position, or a prompt longer than the model's context length.
-
-        Source: CoOp (arXiv:2109.01134) and its released prompt learner.
-        """
-        if position not in POSITIONS:
-            raise ValueError(
-                f"CLASS_TOKEN_POSITION is {position!r}; choose one of {', '.join(POSITIONS)}."
-            )
-        names = [spoken(name) for name in classnames]
-        token_CL = tokenize([f"{context} {name}." for name in names])
-        end_C = token_CL.argmax(dim=-1)  # end-of-text has the highest id of the vocabulary
-        num_context = int(tokenize([context]).argmax(dim=-1)) - 1
-        name_length_C = tokenize(names).argmax(dim=-1) - 1
-
-        token_CL = token_CL[:, : int(end_C.max()) + 1]
-        place_L = torch.arange(token_CL.shape[1])
-        slot_L = torch.where((place_L > 0) & (place_L <= num_context), place_L - 1, -1)
-        slot_CL = slot_L.expand_as(token_CL)
-        order_CL = torch.stack(
-            [_order(place_L, position, num_context, int(length)) for length in name_length_C]
-        )
-        return cls(
-            token_CL=token_CL.gather(1, order_CL),
-            slot_CL=slot_CL.gather(1, order_CL),
-            end_C=end_C,
-            num_context=num_context,
-            per_class=per_class,
-        )
-
-
-def _order(place_L: Tensor, position: str, num_context: int, name_length: int) -> Tensor:
-    """Places of the "end" layout in the order in which another layout reads them."""
-    start, rest = place_L[:1], place_L[1 + num_context :]
-    context, name, tail = place_L[1 : 1 + num_context], rest[:name_length], rest[name_length:]
-    before = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
-    return torch.cat([start, context[:before], name, context[before:], tail])
+# A piece of classes is as large as these allow, where its size is not given.
+_TRAINING_BYTES = 7 << 28  # kept for backward: 1.75 GiB
+_ENCODING_BYTES = 1 << 28  # of one layer, where no gradient is wanted: 256 MiB
+_VALUES_PER_ROW = 11  # times D: what a layer keeps of a row for backward
 
 
 def text_blocks(clip_model: nn.Module) -> Sequence[nn.Module]:
@@ -120,31 +58,23 @@ def text_blocks(clip_model: nn.Module) -> Sequence[nn.Module]:
 
 
 class TextEncoder(nn.Module):
-    """Turns the context of a layout into class features with a frozen CLIP's text tower.
+    """Turns the context of a layout into class features with a frozen CLIP's text tower."""
 
-    Every layer is linear operations on one flat (tokens, D) tensor, the shared prefix first and the
-    suffixes of all classes after it, and one attention each for prefix and suffixes. Deep prompts
-    belong to no class either, so the prefix stays shared at every depth.
-    """
-
-    def __init__(self, clip_model: nn.Module, layout: PromptLayout):
+    def __init__(self, clip_model: nn.Module, layout: PromptLayout, piece: int = 0):
         """Read widths, heads and depth from the model.
 
+        Args:
+            piece: classes that are encoded at a time; 0: as many as memory for their gradient
+                allows (1.75 GiB), or all.
         Raises:
             ValueError: the model's text tower is not CLIP's causal transformer.
         """
         super().__init__()
         self.blocks = text_blocks(clip_model)
         self.clip_model = clip_model
-        self.per_class = layout.per_class
-        self.num_prefix = layout.prefix_length
-        self.num_context = layout.num_context
-        device = clip_model.positional_embedding.device
-        # Constants of the layout: rebuilt with the class names of each run, never saved.
-        self.register_buffer("token_CL", layout.token_CL.to(device), persistent=False)
-        self.register_buffer("slot_CL", layout.slot_CL.to(device), persistent=False)
-        self.register_buffer("end_C", layout.end_C.to(device), persistent=False)
-        self._whole: _Constants | None = None  # of all classes, made when first asked for
+        self.layout = layout
+        self.piece = piece
+        self._whole: tuple[object, Plan, list[_KeysValues]] | None = None  # of all classes at once
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,145 +95,153 @@ class TextEncoder(nn.Module):
         Returns:
             (..., C or c, width of the joint embedding)
         """
-        own_axes = 3 if self.per_class else 2
+        own_axes = 3 if self.layout.per_class else 2
         leading = context.shape[: context.dim() - own_axes]
-        constants = self._constants(classes)
-        context = context.reshape(-1, *context.shape[context.dim() - own_axes :])
-        tokens = self._embed(constants, context)
-        if deep is None:
-            deep = context.new_empty(len(context), 0, 0, 0)
-        else:
-            assert self.num_prefix > deep.shape[-2] and not self.per_class
-            deep = deep.expand(*leading, *deep.shape[-3:]).reshape(-1, *deep.shape[-3:])
-        for layer, block in enumerate(self.blocks):
-            if 1 <= layer <= deep.shape[1]:
-                tokens = tokens.with_context(deep[:, layer - 1])
-            if layer + 1 < len(self.blocks):
-                tokens = self._block(block, constants, tokens)
-        end_GCD = layer_norm(self.clip_model.ln_final, self._last_block(block, constants, tokens))
-        features = _project(end_GCD, self.clip_model.text_projection)
+        num_contexts = math.prod(leading)
+        context = context.reshape(num_contexts, *context.shape[len(leading) :])
+        if deep is not None:
+            deep = deep.expand(*leading, *deep.shape[-3:]).reshape(num_contexts, *deep.shape[-3:])
+        classes = None if classes is None else classes.cpu()
+        with_gradient = torch.is_grad_enabled() and (
+            context.requires_grad or (deep is not None and deep.requires_grad)
+        )
+        pieces = self._pieces(classes, num_contexts, with_gradient)
+        features = []
+        for piece in pieces[:-1]:
+            if with_gradient:  # keep nothing, encode it again when backward gets here
+                again = {"use_reentrant": False, "preserve_rng_state": False}
+                features.append(checkpoint(self._encode, context, deep, piece, **again))
+            else:
+                features.append(self._encode(context, deep, piece))
+        # Backward starts with the last piece and frees what it kept before it needs the others'.
+        features.append(self._encode(context, deep, pieces[-1] if features else classes))
+        features = torch.cat(features, dim=1)
         return features.reshape(*leading, *features.shape[1:])
 
-    def _constants(self, classes: Tensor | None) -> _Constants:
-        if classes is not None:
-            return self._make_constants(
-                *(x[classes] for x in (self.token_CL, self.slot_CL, self.end_C))
-            )
-        if self._whole is None:
-            self._whole = self._make_constants(self.token_CL, self.slot_CL, self.end_C)
-        return self._whole
+    def _pieces(
+        self, classes: Tensor | None, num_contexts: int, with_gradient: bool
+    ) -> tuple[Tensor, ...]:
+        """The classes in parts to be encoded one after the other; only the first may be smaller."""
+        wanted = torch.arange(len(self.layout.end_C)) if classes is None else classes
+        size = self.piece
+        if not size:
+            needed = num_contexts * self._bytes(wanted)
+            bound = _TRAINING_BYTES if with_gradient else _ENCODING_BYTES * len(self.blocks)
+            size = max(1, len(wanted) * bound // max(needed, 1))
+        return wanted.tensor_split(tuple(range(len(wanted) % size or size, len(wanted), size)))
 
-    @torch.no_grad()
-    def _make_constants(self, token_CL: Tensor, slot_CL: Tensor, end_C: Tensor) -> _Constants:
-        length = int(end_C.max()) + 1
-        token_CL, slot_CL = token_CL[:, :length], slot_CL[:, :length]
-        words_CLD = self.clip_model.token_embedding(token_CL) * (slot_CL < 0)[..., None]
-        position_LD = self.clip_model.positional_embedding[:length]
-        select_CLN = F.one_hot(slot_CL + 1, self.num_context + 1)[..., 1:]
-        seen = torch.ones(length - self.num_prefix, length, dtype=torch.bool, device=end_C.device)
-        return _Constants(
-            fixed_CLD=words_CLD + position_LD,
-            select_CLN=select_CLN.to(words_CLD.dtype),
-            seen_SL=seen.tril(self.num_prefix),
-            end_C=end_C - self.num_prefix,
-        )
+    def _bytes(self, classes: Tensor) -> int:
+        """What backward of one context keeps for these classes, about."""
+        _, _, branch_C, constant_C = prefix_lengths(self.layout)
+        rows = int((branch_C - constant_C)[classes].sum())
+        width = self.clip_model.positional_embedding.shape[1]
+        return rows * len(self.blocks) * _VALUES_PER_ROW * width * self.dtype.itemsize
 
-    def _embed(self, constants: _Constants, context: Tensor) -> _Tokens:
-        """Fixed tokens, and context tokens at their places, with positions added."""
-        context = context.to(constants.fixed_CLD.dtype)
-        if not self.per_class:
-            context = context[:, None]
-        # A product with 0/1 rows puts a context token in place exactly, and sums its gradient in
-        # a fixed order.
-        p, fixed, select = self.num_prefix, constants.fixed_CLD, constants.select_CLN
-        prefix = fixed[:1, :p] + select[:1, :p] @ context[:, :1]
-        suffix = fixed[:, p:] + select[:, p:] @ context
-        return _Tokens.join(prefix[:, 0].to(self.dtype), suffix.to(self.dtype))
+    def _encode(self, context: Tensor, deep: Tensor | None, classes: Tensor | None) -> Tensor:
+        """(G, c, width of the joint embedding)"""
+        plan, constants = self._plan(classes)
+        rows = plan.live
+        x = self._embed(rows, context)
+        for layer, block in enumerate(self.blocks):
+            if deep is not None and 1 <= layer <= deep.shape[1]:
+                x = _replace(rows, x, deep[:, layer - 1])
+            mixed, _ = _attention(block, rows, x, constants[layer])
+            if layer + 1 == len(self.blocks):
+                ends_C = rows.stem + plan.end_C
+                x, mixed = x[:, ends_C], mixed[:, ends_C]
+            x = rest_of_block(block, x, mixed)
+        return project(layer_norm(self.clip_model.ln_final, x), self.clip_model.text_projection)
 
-    def _block(self, block: nn.Module, constants: _Constants, x: _Tokens) -> _Tokens:
-        qkv = x.like(linear_qkv(block.attn, layer_norm(block.ln_1, x.flat)))
-        heads = block.attn.num_heads
-        q, k, v = split_heads(qkv.prefix, 3, heads)
-        prefix = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        suffix_q, *own = split_heads(qkv.suffix, 3, heads)
-        k, v = _after_prefix((k, v), own)
-        suffix = _attend_seen(suffix_q, k, v, constants.seen_SL)
-        mixed = _Tokens.join(merge_heads(prefix), merge_heads(suffix))
-        return x.like(rest_of_block(block, x.flat, mixed.flat))
+    def _plan(self, classes: Tensor | None) -> tuple[Plan, list[_KeysValues]]:
+        """The plan of some classes and their constants; those of all classes are kept."""
+        weight = self.blocks[0].attn.in_proj_weight
+        device = weight.device
+        with torch.inference_mode(False), torch.no_grad():  # what is kept serves training as well
+            if classes is not None:
+                plan = make_plan(self.layout, classes, self.dtype, device)
+                return plan, self._constants(plan.constant)
+            casts = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+            state = (weight.data_ptr(), weight._version, weight.dtype, device, casts)
+            if self._whole is None or self._whole[0] != state:
+                plan = make_plan(self.layout, None, self.dtype, device)
+                self._whole = (state, plan, self._constants(plan.constant))
+            return self._whole[1:]
 
-    def _last_block(self, block: nn.Module, constants: _Constants, x: _Tokens) -> Tensor:
-        """The last layer, for the end-of-text rows alone: (G, C, D)."""
-        end_C = constants.end_C
-        rows_C = torch.arange(len(end_C), device=end_C.device)
-        qkv = x.like(linear_qkv(block.attn, layer_norm(block.ln_1, x.flat)))
-        heads = block.attn.num_heads
-        _, *of_prefix = split_heads(qkv.prefix, 3, heads)
-        q, *own = split_heads(qkv.suffix, 3, heads)
-        k, v = _after_prefix(of_prefix, own)
-        q = q[:, rows_C, :, end_C].transpose(0, 1)[:, :, :, None]
-        mixed = merge_heads(_attend_seen(q, k, v, constants.seen_SL[end_C][:, None, None]))
-        return rest_of_block(block, x.suffix[:, rows_C, end_C], mixed[:, :, 0])
+    def _constants(self, rows: Rows) -> list[_KeysValues]:
+        """Keys and values, layer by layer, of tokens that no learned token precedes."""
+        x, found = self._embed(rows), []
+        for block in self.blocks:
+            mixed, keys_values = _attention(block, rows, x)
+            found.append(keys_values)
+            x = rest_of_block(block, x, mixed)
+        return found
 
-
-class _Constants(NamedTuple):
-    """What the class names alone decide. Letters: S = L - P."""
-
-    fixed_CLD: Tensor  # embedded fixed tokens with positions; positions alone at learned places
-    select_CLN: Tensor  # 1 where a learned token stands
-    seen_SL: Tensor  # bool: which places a suffix token attends to
-    end_C: Tensor  # place of end-of-text within the suffix
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """States of all tokens: flat (G P + G C S, D), with the prefix and the suffixes as views."""
-
-    flat: Tensor
-    prefix_shape: torch.Size  # (G, P)
-    suffix_shape: torch.Size  # (G, C, S)
-
-    @classmethod
-    def join(cls, prefix: Tensor, suffix: Tensor) -> _Tokens:
-        flat = torch.cat([prefix.flatten(0, -2), suffix.flatten(0, -2)])
-        return cls(flat, prefix.shape[:-1], suffix.shape[:-1])
-
-    def like(self, flat: Tensor) -> _Tokens:
-        return _Tokens(flat, self.prefix_shape, self.suffix_shape)
-
-    def with_context(self, deep_GKD: Tensor) -> _Tokens:
-        """The first K tokens after start-of-text replaced; positions are not added to them."""
-        deep = deep_GKD.to(self.flat.dtype)
-        prefix = torch.cat([self.prefix[:, :1], deep, self.prefix[:, 1 + deep.shape[1] :]], dim=1)
-        return _Tokens.join(prefix, self.suffix)
-
-    @property
-    def prefix(self) -> Tensor:
-        """(G, P, D)"""
-        return self.flat[: self.prefix_shape.numel()].unflatten(0, self.prefix_shape)
-
-    @property
-    def suffix(self) -> Tensor:
-        """(G, C, S, D)"""
-        return self.flat[self.prefix_shape.numel() :].unflatten(0, self.suffix_shape)
+    def _embed(self, rows: Rows, context: Tensor | None = None) -> Tensor:
+        """(G, R, D): fixed tokens, and context tokens at their places, with positions added."""
+        words_RD = self.clip_model.token_embedding(rows.token_R) * rows.fixed_R[:, None]
+        fixed_RD = words_RD + self.clip_model.positional_embedding[rows.place_R]
+        if context is None:
+            return fixed_RD[None].to(self.dtype)
+        own = (rows.class_S, rows.slot_S) if self.layout.per_class else (rows.slot_S,)
+        learned_GSD = context.to(fixed_RD.dtype)[(slice(None), *own)] + fixed_RD[rows.row_S]
+        x = fixed_RD.expand(len(context), -1, -1).index_copy(1, rows.row_S, learned_GSD)
+        return x.to(self.dtype)
 
 
-def _after_prefix(of_prefix: Sequence[Tensor], own: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Keys and values of the shared prefix before each class's own: (G, C, heads, P + S, width)."""
-    return tuple(
-        torch.cat([shared[:, None].expand(-1, mine.shape[1], -1, -1, -1), mine], dim=-2)
-        for shared, mine in zip(of_prefix, own, strict=True)
-    )
+class _KeysValues(NamedTuple):
+    """Of one layer; the first axis is keys, values."""
+
+    stem: Tensor  # (2, G, heads, Z, W)
+    chunks: Tensor  # (2, G, H, heads, T, W)
 
 
-def _attend_seen(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """Attention of (G, C, heads, tokens, width) where `seen`, which broadcasts, is true."""
-    seen = seen.expand(*q.shape[:3], q.shape[3], k.shape[3]).flatten(0, 1)
-    # Four axes: the fast kernels take no more.
-    mixed = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), seen)
-    return mixed.unflatten(0, q.shape[:2])
+def _attention(
+    block: nn.Module, rows: Rows, x_GRD: Tensor, constants: _KeysValues | None = None
+) -> tuple[Tensor, _KeysValues]:
+    """Attention of rows to themselves and to constants: (G, R, D), and the rows' keys and values.
+
+    Those of the stem are returned together with the constant ones.
+    """
+    normed = layer_norm(block.ln_1, x_GRD)
+    q = queries(block.attn, normed)  # (G, heads, R, W)
+    own = keys_and_values(block.attn, normed)
+    stem, branches = own[..., : rows.stem, :], _chunked(own[..., rows.stem :, :], rows)
+    if constants is not None:
+        stem = torch.cat([constants.stem.expand(-1, len(q), -1, -1, -1), stem], dim=-2)
+    found = _KeysValues(stem, branches)
+    mixed = []
+    if rows.stem:
+        mixed.append(_attend(q[..., : rows.stem, :], stem, rows.stem_mask))
+    if rows.chunks[1]:
+        num_chunks = rows.chunks[0]
+        seen = [stem[:, :, None].expand(-1, -1, num_chunks, -1, -1, -1), branches]
+        if constants is not None:
+            seen.insert(1, constants.chunks.expand(-1, len(q), -1, -1, -1, -1))
+        q = _chunked(q[..., rows.stem :, :], rows).flatten(0, 1)
+        mask = rows.chunk_mask[None, :, None].expand(len(x_GRD), -1, -1, -1, -1).flatten(0, 1)
+        chunks = _attend(q, torch.cat(seen, dim=-2).flatten(1, 2), mask)
+        mixed.append(chunks.unflatten(0, (-1, num_chunks)).flatten(1, 2))
+    return torch.cat(mixed, dim=1), found
 
 
-def _project(x: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
+def _attend(q: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
+    """(batch, heads, tokens, W) with keys and values (2, batch, heads, ...): (batch, tokens, D)."""
+    k, v = keys_values
+    return merge_heads(F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype)))
+
+
+def _chunked(x: Tensor, rows: Rows) -> Tensor:
+    """(..., G, heads, H T, W) to (..., G, H, heads, T, W)"""
+    return x.unflatten(-2, rows.chunks).transpose(-4, -3)
+
+
+def _replace(rows: Rows, x: Tensor, deep_GKD: Tensor) -> Tensor:
+    """The first K context tokens replaced; positions are not added to them."""
+    count = rows.learned_before[deep_GKD.shape[1]]
+    return x.index_copy(1, rows.row_S[:count], deep_GKD[:, rows.slot_S[:count]].to(x.dtype))
+
+
+def project(x: Tensor, projection: nn.Module | Tensor | None) -> Tensor:
     """To the joint embedding: a matrix in OpenAI's CLIP, possibly a module or nothing elsewhere."""
     if projection is None:
         return x

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import (
+    keys_and_values,
     layer_norm,
-    linear_qkv,
     matrix_dtype,
     merge_heads,
+    queries,
     rest_of_block,
-    split_heads,
 )
 
 
@@ -87,9 +87,9 @@ class VisionEncoder(nn.Module):
 
 def _block(block: nn.Module, x: Tensor, only_first: bool) -> Tensor:
     """One layer on (B, L, W); with only_first the class token alone comes out, (B, 1, W)."""
-    q, k, v = split_heads(
-        linear_qkv(block.attn, layer_norm(block.ln_1, x)), 3, block.attn.num_heads
-    )
+    normed = layer_norm(block.ln_1, x)
+    k, v = keys_and_values(block.attn, normed)
     if only_first:
-        q, x = q[..., :1, :], x[:, :1]
+        normed, x = normed[:, :1], x[:, :1]
+    q = queries(block.attn, normed)
     return rest_of_block(block, x, merge_heads(F.scaled_dot_product_attention(q, k, v)))

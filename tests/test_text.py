@@ -7,7 +7,22 @@ import pytest
 import reference
 import torch
 from clip.model import CLIP
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from torch.nn import functional as F
 
+from benchmarks.text_tower import random_clip, saved_bytes
+from models import text
+from models.clip import LoadedClip
+from models.learners import (
+    ConditionalLearner,
+    ContextLearner,
+    CoupledLearner,
+    IndependentLearner,
+    VisionLearner,
+)
+from models.packing import make_plan
+from models.plain_text import PlainTextEncoder
+from models.prompted_clip import PromptedCLIP
 from models.text import PromptLayout, TextEncoder
 
 NAMES = ["cat", "Highway or Road", "Saint_Bernard", "pirate ship", "a", "2012 BMW M3 coupe!"]
@@ -28,17 +43,23 @@ def clip_model() -> torch.nn.Module:
     return model.double().requires_grad_(False)
 
 
+def full_prompts(names, words):
+    """Full-length prompts with words in the context's place, and the names' numbers of tokens."""
+    spoken = [name.replace("_", " ") for name in names]
+    tokens_CL = tokenize([f"{words} {name}." for name in spoken])
+    return tokens_CL, (tokenize(spoken).argmax(-1) - 1).tolist()
+
+
 def both_ways(clip_model, position, per_class, names, words="a photo of a"):
     """Features and context gradients of the fast path and of the full-length reference."""
     count = len(words.split())
-    shape = (len(names), count, WIDTH) if per_class else (count, WIDTH)
+    width = clip_model.positional_embedding.shape[1]
+    shape = (len(names), count, width) if per_class else (count, width)
     start = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     layout = PromptLayout.build(names, tokenize, words, position, per_class)
     encoder = TextEncoder(clip_model, layout)
 
-    spoken = [name.replace("_", " ") for name in names]
-    tokens_CL = tokenize([f"{words} {name}." for name in spoken])
-    lengths = (tokenize(spoken).argmax(-1) - 1).tolist()
+    tokens_CL, lengths = full_prompts(names, words)
 
     def plain(context):
         embedded = reference.coop_embeddings(clip_model, tokens_CL, lengths, context, position)
@@ -130,3 +151,303 @@ def test_unknown_position_is_refused():
 def test_a_tower_that_is_not_clips_is_refused():
     with pytest.raises(ValueError, match="Choose a CLIP model as MODEL.BACKBONE.NAME"):
         TextEncoder(torch.nn.Linear(1, 1), PromptLayout.build(["cat"], tokenize, "a"))
+
+
+# Every host, with everything that it learns
+
+
+def random_start(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, WIDTH)
+
+
+HOSTS = {  # name -> (learner, where the class name stands, a context for each class)
+    "coop-end": lambda: (ContextLearner(random_start()), "end"),
+    "coop-middle": lambda: (ContextLearner(random_start()), "middle"),
+    "coop-front": lambda: (ContextLearner(random_start()), "front"),
+    "csc-end": lambda: (ContextLearner(random_start(), len(NAMES)), "end"),
+    "csc-middle": lambda: (ContextLearner(random_start(), len(NAMES)), "middle"),
+    "csc-front": lambda: (ContextLearner(random_start(), len(NAMES)), "front"),
+    "cocoop": lambda: (ConditionalLearner(random_start(), 64), "end"),
+    "vpt": lambda: (VisionLearner(random_start(), torch.randn(2, 2, 64)), "end"),
+    "ivlp": lambda: (IndependentLearner(random_start(), 2, 2, torch.randn(2, 2, 64)), "end"),
+    "maple": lambda: (CoupledLearner(random_start(), 2, 3, 64), "end"),
+    "promptsrc": lambda: (IndependentLearner(random_start(), 4, 5, torch.randn(2, 4, 64)), "end"),
+}
+
+
+def loaded(clip_model: torch.nn.Module, path: str = "fast", chunk: int = 0) -> LoadedClip:
+    ends = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "precision": "fp32"}
+    return LoadedClip(
+        "random", clip_model, tokenize, "", 32, device=torch.device("cpu"), **ends,
+        text_path=path, text_chunk=chunk,
+    )  # fmt: skip
+
+
+def plain_text(clip_model, learner, prompts, position: str) -> torch.Tensor:
+    """Unit features of a learner's prompts, one context after the other, written out."""
+    tokens_CL, lengths = full_prompts(NAMES, "a photo of a")
+    slot_CL = reference.coop_slots(tokens_CL, lengths, learner.num_words, position)
+    own_axes = 3 if learner.ctx.dim() == 3 else 2
+    leading = prompts.context.shape[: prompts.context.dim() - own_axes]
+    contexts = prompts.context.flatten(0, len(leading) - 1) if leading else prompts.context[None]
+    deep = [None] * len(contexts)
+    if prompts.deep is not None:
+        deep = prompts.deep.reshape(len(contexts), *prompts.deep.shape[-3:])
+    rows = []
+    for context, layers in zip(contexts, deep, strict=True):
+        embedded = reference.coop_embeddings(clip_model, tokens_CL, lengths, context, position)
+        rows.append(
+            reference.text_features(clip_model, embedded, tokens_CL.argmax(-1), layers, slot_CL)
+        )
+    return F.normalize(torch.stack(rows).reshape(*leading, len(NAMES), -1), dim=-1)
+
+
+def with_gradients(learner, text: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """Features, and gradients of all that the learner learns."""
+    learner.zero_grad()
+    if text.requires_grad:
+        torch.sin(3 * text).sum().backward()  # a gradient that differs in every entry
+    grads = {name: value.grad for name, value in learner.named_parameters()}
+    return text.detach(), {k: v.clone() for k, v in grads.items() if v is not None}
+
+
+def assert_equal_results(ours, plain, bound: float = 1e-10) -> None:
+    assert (ours[0] - plain[0]).abs().max() < bound
+    assert ours[1].keys() == plain[1].keys()
+    for name, gradient in plain[1].items():
+        assert (ours[1][name] - gradient).abs().max() < bound, name
+
+
+@pytest.mark.parametrize("negative", [False, True], ids=["one", "twin"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_host_and_path_equals_the_written_out_tower(clip_model, host, negative):
+    torch.manual_seed(2)
+    learner, position = HOSTS[host]()
+    if negative:
+        learner.add_negative(random_start())
+    for value in learner.parameters():  # a twin's deep prompts, CoCoOp's network: apart
+        value.data += 0.1 * torch.randn_like(value)
+    learner.double()
+    image_BD = F.normalize(torch.randn(2, 64, dtype=torch.float64), dim=-1)
+    given = (image_BD,) if learner.conditional else ()
+    some = torch.tensor([4, 0, 2])
+    plain_all = plain_text(clip_model, learner, learner(*given), position)
+    plain_some = with_gradients(learner, plain_all[..., some, :])
+    plain_all = with_gradients(learner, plain_text(clip_model, learner, learner(*given), position))
+    assert not negative or (plain_all[0][0] - plain_all[0][1]).abs().max() > 0.01
+    for path, chunk in [("fast", 0), ("fast", 2), ("reference", 0), ("reference", 4)]:
+        model = PromptedCLIP(
+            loaded(clip_model, path, chunk), learner, NAMES, "a photo of a", position,
+            per_class=host.startswith("csc"),
+        )  # fmt: skip
+        assert_equal_results(with_gradients(learner, model.text_features(*given)), plain_all)
+        with torch.no_grad():
+            assert (model.text_features(*given) - plain_all[0]).abs().max() < 1e-10
+        subset = model.text_features(*given, classes=some)
+        assert_equal_results(with_gradients(learner, subset), plain_some)
+
+
+@pytest.mark.parametrize("position", ["middle", "front"])
+@pytest.mark.parametrize("per_class", [False, True], ids=["shared", "class-specific"])
+def test_deep_prompts_replace_context_tokens_wherever_they_stand(clip_model, position, per_class):
+    """No host has these; the encoder serves them all the same, and so does the plain one."""
+    layout = PromptLayout.build(NAMES, tokenize, "a photo of a", position, per_class)
+    context = torch.randn((len(NAMES),) * per_class + (4, WIDTH), dtype=torch.float64)
+    start = torch.randn(2, 2, WIDTH, dtype=torch.float64)
+    tokens_CL, lengths = full_prompts(NAMES, "a photo of a")
+    embedded = reference.coop_embeddings(clip_model, tokens_CL, lengths, context, position)
+    slot_CL = reference.coop_slots(tokens_CL, lengths, 4, position)
+    results = []
+    for encode in (
+        lambda deep: TextEncoder(clip_model, layout)(context, deep),
+        lambda deep: PlainTextEncoder(clip_model, layout)(context, deep),
+        lambda deep: reference.text_features(
+            clip_model, embedded, tokens_CL.argmax(-1), deep, slot_CL
+        ),
+    ):
+        deep = start.clone().requires_grad_()
+        features_CD = encode(deep)
+        torch.sin(3 * features_CD).sum().backward()
+        results.append((features_CD.detach(), {"deep": deep.grad}))
+    for ours in results[:2]:
+        assert_equal_results(ours, results[2])
+
+
+# Many classes, long names
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = CLIP(8, 32, 1, 64, 16, 77, 49408, 16, 2, 2)
+    return model.double().requires_grad_(False)
+
+
+LAYOUTS = [(position, own) for position in ("end", "middle", "front") for own in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("position", "per_class", "count"),
+    [(*layout, count) for layout in LAYOUTS for count in (1, 2, 50)]
+    + [("end", False, 1000), ("middle", False, 1000), ("front", True, 1000)],
+)
+def test_any_number_of_classes(tiny_model, position, per_class, count):
+    names = IMAGENET_CLASSNAMES[:count]
+    fast, fast_grad, plain, plain_grad = both_ways(tiny_model, position, per_class, names)
+    assert (fast - plain).abs().max() < 1e-10
+    assert (fast_grad - plain_grad).abs().max() < 1e-10 * plain_grad.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_names_of_1_to_60_tokens(tiny_model, position):
+    names = ["cat " * count for count in range(60, 0, -1)]
+    assert (tokenize(names).argmax(-1) - 1).tolist() == list(range(60, 0, -1))
+    fast, fast_grad, plain, plain_grad = both_ways(tiny_model, position, False, names)
+    assert (fast - plain).abs().max() < 1e-10
+    assert (fast_grad - plain_grad).abs().max() < 1e-10
+
+
+def random_layout(count: int) -> PromptLayout:
+    """Prompts "start, 4 learned tokens, 1 to 8 words, end" as a vocabulary list would give."""
+    words_C = torch.randint(1, 9, (count,), generator=torch.Generator().manual_seed(3))
+    place_L = torch.arange(1 + 4 + 8 + 1)
+    end_C = 5 + words_C
+    token_CL = torch.randint(1000, 40000, (count, len(place_L)))
+    token_CL[:, 0] = 49406
+    token_CL = token_CL.masked_fill(place_L > end_C[:, None], 0)
+    token_CL[torch.arange(count), end_C] = 49407
+    slot_L = torch.where((place_L >= 1) & (place_L <= 4), place_L - 1, -1)
+    return PromptLayout(token_CL, slot_L.expand_as(token_CL).clone(), end_C, 4, per_class=False)
+
+
+def test_20000_names_are_encoded_and_a_thousand_of_them_trained(tiny_model, monkeypatch):
+    layout, context = random_layout(20_000), torch.randn(2, 4, 16, dtype=torch.float64)
+    encoder = TextEncoder(tiny_model, layout)
+    monkeypatch.setattr(text, "_ENCODING_BYTES", 1 << 24)
+    with torch.no_grad():
+        every = encoder(context)
+    assert every.shape == (2, 20_000, 8) and len(encoder._pieces(None, 2, False)) > 1
+    some = torch.arange(19_999, 0, -20)
+    context.requires_grad_()
+    part = encoder(context, classes=some)
+    part.square().sum().backward()
+    assert (part - every[:, some]).abs().max() < 1e-12 and context.grad.abs().max() > 0
+
+
+def test_pieces_of_automatic_size_change_nothing(tiny_model, monkeypatch):
+    layout = PromptLayout.build(IMAGENET_CLASSNAMES[:100], tokenize, "a photo of a")
+    encoder = TextEncoder(tiny_model, layout)
+    results = []
+    for bound in (1 << 40, 1 << 18):
+        monkeypatch.setattr(text, "_TRAINING_BYTES", bound)
+        context = torch.randn(
+            2, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
+        features = encoder(context)
+        features.square().sum().backward()
+        results.append((features.detach(), {"context": context.grad}))
+        results[-1][1]["pieces"] = torch.tensor(len(encoder._pieces(None, 2, True)))
+    one, many = (grads.pop("pieces") for _, grads in results)
+    assert one == 1 and many > 3
+    assert_equal_results(*results, bound=1e-12)
+
+
+# Constants are those of the model and the classes that are asked for
+
+
+def test_no_constant_is_stale(clip_model):
+    layout = PromptLayout.build(NAMES, tokenize, "a photo of a", "front")
+    context = torch.randn(4, WIDTH, dtype=torch.float64, requires_grad=True)
+    encoder, plain = TextEncoder(clip_model, layout), PlainTextEncoder(clip_model, layout)
+
+    def agree(classes=None):
+        difference = encoder(context, classes=classes) - plain(context, classes=classes)
+        return difference.abs().max() < 1e-10
+
+    with torch.inference_mode():
+        assert agree()
+    encoder(context).sum().backward()  # what inference kept serves training
+    for classes in ([3, 1], [0], None, [5, 4, 3, 2, 1, 0]):
+        assert agree(None if classes is None else torch.tensor(classes))
+    kept = clip_model.transformer.resblocks[0].attn.in_proj_weight.detach().clone()
+    try:
+        clip_model.load_state_dict(
+            {"transformer.resblocks.0.attn.in_proj_weight": 2 * kept}, strict=False
+        )
+        assert agree()
+    finally:
+        clip_model.transformer.resblocks[0].attn.in_proj_weight.data.copy_(kept)
+    assert TextEncoder(clip_model.float(), layout)(context.float()).dtype == torch.float32
+    assert encoder(context.float()).dtype == torch.float32
+    clip_model.double()
+    assert agree()
+
+
+# What is computed and kept
+
+
+def test_a_positive_prompt_that_is_not_learned_is_encoded_once(clip_model):
+    learner, position = HOSTS["vpt"]()
+    learner.add_negative(random_start())
+    model = PromptedCLIP(loaded(clip_model), learner.double(), NAMES, "a photo of a", position)
+    model.text_features()
+    seen = []
+    model.text_encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    text_CD = model.text_features(classes=torch.tensor([1, 3]))
+    assert seen == [1] and text_CD.shape == (2, 2, 64)
+
+
+@pytest.mark.parametrize(
+    ("position", "per_class", "constants", "live"),
+    [  # names of 1 and 2 tokens; start, four learned tokens, name, full stop, end
+        ("end", False, 1, 4 + (1 + 2) + (2 + 2)),
+        ("end", True, 1, (4 + 1 + 2) + (4 + 2 + 2)),
+        ("front", False, 1 + 1 + 2, 2 * (4 + 2)),
+        ("middle", False, 1, 2 + (1 + 2 + 2) + (2 + 2 + 2)),
+    ],
+)
+def test_each_token_is_computed_once_and_constants_apart(position, per_class, constants, live):
+    layout = PromptLayout.build(
+        ["cat", "pirate ship"], tokenize, "a photo of a", position, per_class
+    )
+    plan = make_plan(layout, None, torch.float64, torch.device("cpu"))
+    counts = [rows.stem + rows.chunks[0] * rows.chunks[1] for rows in (plan.constant, plan.live)]
+    assert counts == [constants, live]
+
+
+def test_chunks_waste_little():
+    layout = PromptLayout.build(IMAGENET_CLASSNAMES, tokenize, "a photo of a")
+    rows = make_plan(layout, None, torch.float32, torch.device("cpu")).live
+    computed = rows.chunks[0] * rows.chunks[1]
+    needed = int((layout.end_C + 1 - layout.prefix_length).sum())
+    assert needed <= computed <= 1.02 * needed and rows.chunks[1] <= 66
+
+
+def test_backward_keeps_an_18th_of_what_77_tokens_keep():
+    """At ViT-B's size with 50 classes the 77-token pass keeps 1273 MiB (docs/LOG.md)."""
+    model = random_clip()
+    encoder = TextEncoder(
+        model, PromptLayout.build(IMAGENET_CLASSNAMES[:50], tokenize, "a photo of a")
+    )
+    kept = saved_bytes(encoder, torch.randn(4, 512, requires_grad=True))
+    assert kept * 18 <= 1273 * 2**20
+    estimate = encoder._bytes(torch.arange(50))  # what decides on the size of pieces
+    assert 0.9 * kept < estimate < 1.2 * kept
+
+
+def test_an_unknown_text_path_is_refused():
+    from dassl.config import get_cfg_default
+
+    from configs.defaults import extend_cfg
+    from trainers.base import PromptTrainer
+
+    for key, value, message in (
+        ("TEXT_PATH", "slow", "MODEL.TEXT_PATH is 'slow'; choose fast or reference"),
+        ("TEXT_CHUNK", -1, "MODEL.TEXT_CHUNK is -1"),
+    ):
+        cfg = get_cfg_default()
+        extend_cfg(cfg)
+        cfg.MODEL.BACKBONE.NAME = "toy-student"
+        cfg.MODEL[key] = value
+        with pytest.raises(ValueError, match=message):
+            PromptTrainer.check_cfg(None, cfg)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from models.clip import PRECISIONS, LoadedClip, load_clip
 from models.learners import context_words, initial_context
-from models.prompted_clip import Output, PromptedCLIP
+from models.prompted_clip import TEXT_PATHS, Output, PromptedCLIP
 from models.templates import template_for
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
 from trainers.evaluation import Evaluation
@@ -93,6 +94,15 @@ class PromptTrainer(TrainerX):
             raise ValueError(
                 "MODEL.BACKBONE.NAME is empty; give a --config-file of configs/trainers, or "
                 "--backbone ViT-B/16."
+            )
+        if cfg.MODEL.TEXT_PATH not in TEXT_PATHS:
+            raise ValueError(
+                f"MODEL.TEXT_PATH is {cfg.MODEL.TEXT_PATH!r}; choose {' or '.join(TEXT_PATHS)}."
+            )
+        if cfg.MODEL.TEXT_CHUNK < 0:
+            raise ValueError(
+                f"MODEL.TEXT_CHUNK is {cfg.MODEL.TEXT_CHUNK}; it is a number of classes, or 0 for "
+                "as many as fit."
             )
         alphas = cfg.TEST.TEXT_INTERPOLATION
         if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
@@ -178,7 +188,7 @@ class PromptTrainer(TrainerX):
                     f"INPUT.{key} is {found}, but {clip.name} was trained with {own}. Set it in "
                     "the --config-file, as the recipes in configs/trainers do."
                 )
-        return clip
+        return replace(clip, text_path=cfg.MODEL.TEXT_PATH, text_chunk=cfg.MODEL.TEXT_CHUNK)
 
     # Training
 

@@ -135,6 +135,10 @@ class RegionDataset(Dataset):
             "index": index,
         }
 
+    def read_logits(self, index_B: np.ndarray, regions_BR: np.ndarray) -> np.ndarray:
+        """Teacher logits (B, R, C) float32 of regions of several images, without the images."""
+        return self.store.read_batch(self.places[index_B], regions_BR, self._some_columns).logits
+
     def _image(self, index: int) -> Image.Image:
         if self._cache is not None and index in self._cache:
             return self._cache[index]

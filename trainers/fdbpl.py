@@ -18,9 +18,11 @@ from models.teacher import Teacher
 from regions.dataset import RegionDataset, RegionSampler, collate_regions
 from regions.spec import relative_path
 from regions.store import RegionStore, RunNeeds
+from regions.student_features import RegionFeatures, as_it_is
 from regions.text import with_text_of_run
 from trainers.coop import CoOp
 from trainers.distillation import Distillation
+from trainers.feature_cache import cached_regions, has_frozen_images
 from trainers.registry import objective
 from trainers.tuned_teacher import with_tuned_text
 
@@ -134,6 +136,15 @@ class StoredRegions(Distillation):
             root=cfg.DATASET.ROOT,
         )
         batch_size = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, len(regions))
+        if cfg.TRAINER.FDBPL.CACHE_FEATURES and has_frozen_images(self.model):
+            kept = cached_regions(self.model, regions, cfg.DATASET.ROOT, cfg.DATALOADER.NUM_WORKERS)
+            return DataLoader(
+                RegionFeatures(regions, kept),
+                batch_size=batch_size,
+                sampler=RegionSampler(regions),
+                drop_last=True,
+                collate_fn=as_it_is,
+            )
         return DataLoader(
             regions,
             batch_size=batch_size,

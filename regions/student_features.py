@@ -137,7 +137,6 @@ class RegionFeatures(Dataset):
 
     def __init__(self, regions: RegionDataset, kept: Features) -> None:
         self.regions, self.kept = regions, kept
-        self.labels = torch.tensor([int(item.label) for item in regions.items])
         self._places = kept.places(regions.places.astype(np.uint64))
 
     def __len__(self) -> int:
@@ -150,21 +149,8 @@ class RegionFeatures(Dataset):
         return self.__getitems__([key if isinstance(key, tuple) else (key, self.draw_regions())])
 
     def __getitems__(self, keys: Sequence[tuple[int, Tensor]]) -> dict[str, Any]:
-        regions, count = self.regions, self.regions.regions_per_step
-        index_B = torch.tensor([index for index, _ in keys])
+        index_B = np.array([index for index, _ in keys])
         chosen_BR = np.stack([np.asarray(chosen) for _, chosen in keys])
-        logits = regions.read_logits(index_B.numpy(), chosen_BR)
-        features = self.kept.features[self._places[index_B.numpy(), None], chosen_BR]
-        index = index_B.repeat_interleave(count)
-        return {
-            "img": torch.from_numpy(features).flatten(0, 1),
-            "teacher_logits": torch.from_numpy(logits).flatten(0, 1),
-            "label": self.labels[index],
-            "impath": [regions.items[i].impath for i in index.tolist()],
-            "index": index,
-        }
-
-
-def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """Collate function of RegionFeatures, whose batches are joined already."""
-    return batch
+        features = self.kept.features[self._places[index_B, None], chosen_BR]
+        batch, _ = self.regions.read_batch(keys)
+        return {"img": torch.from_numpy(features).flatten(0, 1), **batch}

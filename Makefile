@@ -1,4 +1,4 @@
-# make demo | test | check | toy-weights | clean. Each sets up what it needs, once.
+# make demo | demo-all | test | check | toy-weights | clean. Each sets up what it needs, once.
 #
 # Set-up: .venv with requirements.txt and, where `import dassl` fails, ./dassl-lite.
 # An active virtual or conda environment is used instead of .venv, and so is PYTHON=/path/to/python.
@@ -18,10 +18,13 @@ endif
 JOBS ?= 2  # tests at a time, each file as a whole in one of them
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1  # two threads on two busy cores are slower than one
 
-.PHONY: demo test check toy-weights setup clean
+.PHONY: demo demo-all test check toy-weights setup clean
 
 demo: $(READY)  ## dump, train, evaluate and compare on the toy world: about three minutes
 	$(THREADS) $(PYTHON) scripts/demo.py
+
+demo-all: $(READY)  ## the same for every method and host: about ten times as long
+	$(THREADS) $(PYTHON) scripts/demo.py --all
 
 test: $(READY)  ## all tests, on the CPU, without a network
 	$(THREADS) $(PYTHON) -m pytest -n $(JOBS) --dist loadfile

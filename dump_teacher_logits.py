@@ -11,6 +11,12 @@ Several processes share the work under torchrun, and so do lines of one command 
 one machine or on several that see the same folder (scripts/dump_slurm.py is a Slurm array of them):
 
     torchrun --nproc-per-node 8 dump_teacher_logits.py --root $DATA ...
+
+Images of tar files or folders, too many for a list, are dumped without a data set of Dassl:
+
+    python dump_teacher_logits.py --root $DATA --store stores/imagenet \
+        --source "$DATA/imagenet/train-*.tar" --classnames imagenet_classes.txt \
+        --seed 1 DATASET.TEMPLATE "a photo of a {}."
 """
 
 from __future__ import annotations
@@ -35,8 +41,10 @@ from models.teacher import Teacher
 from models.templates import template_for
 from regions.dump import dump, dump_cost, list_images, stored_teacher_accuracy
 from regions.fit import require_same_spec
+from regions.images import ImageTable
 from regions.manifest import find_dump
 from regions.shared import SharedWriter
+from regions.sources import expand, images_of, read_classnames
 from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore
 from regions.writer import StoreWriter
@@ -54,14 +62,20 @@ def main(args: argparse.Namespace) -> None:
     device = place.device(cfg.USE_CUDA)
 
     seeds = sorted(set(args.union_of_seeds or [seed]))
-    classnames, items = union_of_seeds(cfg, seeds)
     root = Path(cfg.DATASET.ROOT).expanduser()
+    if args.source:
+        sources = expand(args.source)
+        classnames = read_classnames(sources, args.classnames)
+        images = ImageTable.of(images_of(sources, root))
+    else:
+        classnames, items = union_of_seeds(cfg, seeds)
+        images = list_images(items, root)
     name = cfg.TRAINER.FDBPL.TEACHER
     spec = RegionSpec.from_cfg(
         cfg,
         template=template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
         classnames=classnames,
-        images=list_images(items, root),
+        images=images,
         teacher_precision=supported_precision(cfg.TRAINER.FDBPL.TEACHER_PREC, device),
         teacher_digest=weights_digest(name) or "",
         image_seeds=seeds,
@@ -69,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
     if refuse_or_recognise(store, spec, place.shared):
         place.tell(f"{store} is complete, and made as asked: nothing to do.")
         return
-    print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
+    if spec.kind != "features":  # whose size the teacher tells
+        print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
 
     started = time.perf_counter()
     teacher = Teacher.load(name, spec.classnames, spec.template, spec.teacher_precision, device)
@@ -77,6 +92,8 @@ def main(args: argparse.Namespace) -> None:
     spec = spec.with_teacher(
         teacher.digest, teacher.image_size, text_CD.shape[1], teacher.logit_scale
     )
+    if spec.kind == "features":
+        print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
     finished = dump(
         store,
         spec,
@@ -149,7 +166,13 @@ def union_of_seeds(cfg, seeds: Sequence[int]) -> tuple[list[str], list[Datum]]:
 def require_usage(args: argparse.Namespace, cfg) -> None:
     if not (args.store or cfg.TRAINER.FDBPL.STORE):
         raise UsageError("where to? Give --store FOLDER, or set TRAINER.FDBPL.STORE.")
-    if not cfg.DATASET.NAME:
+    if args.source and not cfg.DATASET.TEMPLATE:
+        raise UsageError(
+            'which prompt? Give DATASET.TEMPLATE "a photo of a {}." to a dump of --source.'
+        )
+    if args.union_of_seeds and args.source:
+        raise UsageError("--source takes every image: --union-of-seeds has nothing to draw from.")
+    if not cfg.DATASET.NAME and not args.source:
         raise UsageError(
             "which images? Give --dataset-config-file configs/datasets/<data set>.yaml."
         )
@@ -214,6 +237,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", default="", help="folder to write; else TRAINER.FDBPL.STORE")
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a folder or tar file of images under --root, or a quoted pattern of several, instead "
+        "of a data set; may repeat (regions/sources.py)",
+    )
+    parser.add_argument(
+        "--classnames", type=Path, metavar="FILE", help="of --source, a name a line, by label"
+    )
     parser.add_argument("--batch-size", type=int, default=256, help="regions per teacher pass")
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (about 4096 regions); lost if killed"

@@ -98,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     Errors are one line on stderr; set FDBPL_TRACEBACK=1 to see where one comes from.
     """
     args = parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # paths are bytes, and may be no text of this terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return args.call(args)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import os
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,10 +132,18 @@ def reading_file(path: Path) -> Any:
         raise RegionStoreError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+def regular_size(path: Path) -> int:
+    """The size of a file; a folder, pipe or device in its place is refused, and never opened."""
+    with reading_file(path):
+        found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise RegionStoreError(f"{path} is no regular file. {REDO}")
+    return found.st_size
+
+
 def check_size(path: Path, expected_bytes: int) -> None:
     """Refuse a file of another size, before anything of it is mapped."""
-    with reading_file(path):
-        found = os.stat(path).st_size
+    found = regular_size(path)
     if found != expected_bytes:
         raise RegionStoreError(f"{path} has {found} bytes instead of {expected_bytes}. {REDO}")
 
@@ -142,6 +151,7 @@ def check_size(path: Path, expected_bytes: int) -> None:
 def file_checksum(path: Path) -> str:
     """sha256 of a file, read in pieces: a mapped file would count as memory of the process."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(2**18))
+    regular_size(path)
     with reading_file(path), path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
@@ -150,6 +160,7 @@ def file_checksum(path: Path) -> str:
 
 def map_file(path: Path, expected_bytes: int | None = None) -> mmap.mmap:
     """Map a file for reading, after its size was found right: no read beyond its end can follow."""
+    regular_size(path)
     with reading_file(path), path.open("rb") as file:
         found = os.fstat(file.fileno()).st_size
         if expected_bytes not in (None, found) or found == 0:

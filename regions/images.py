@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -72,26 +73,43 @@ class ImageTable(Sequence[RegionImage]):
         Raises:
             ValueError: an image is listed twice, or has no pixels.
         """
-        images = list(images)
-        for image in images:
+        count, paths, numbers = 0, bytearray(), array("i")
+        ends, hashes = array("q"), bytearray()
+        for image in images:  # taken one by one: there may be too many for a list
             if min(image.height, image.width) < 1:
                 raise ValueError(f"{image.path} is {image.height} x {image.width} pixels.")
             if not _is_inside(image.path):
                 raise ValueError(f"{image.path!r} is not a path below the data root.")
-        paths = [_encode(image.path) for image in images]
-        if len(set(paths)) != len(paths):
-            raise ValueError("an image is listed twice among the training images.")
-        hashes = _hashes(paths)
-        order = np.argsort(hashes, kind="stable")
+            path = _encode(image.path)
+            paths += path
+            ends.append(len(paths))
+            hashes += _hashes([path]).tobytes()
+            numbers.extend(image[1:])
+            count += 1
+        hashes_N = np.frombuffer(hashes, "<u8")
+        order = np.argsort(hashes_N, kind="stable").astype("<i4")
+        table_N3 = np.array(numbers, "<i4").reshape(-1, 3)
         tensors = {
-            "paths": np.frombuffer(b"".join(paths), "u1"),
-            "ends": np.cumsum([len(path) for path in paths], dtype="<i8"),
-            "labels": np.array([image.label for image in images], "<i4"),
-            "sizes": np.array([image[2:] for image in images], "<i4").reshape(-1, 2),
-            "hashes": hashes[order],
-            "order": order.astype("<i4"),
+            "paths": np.frombuffer(bytes(paths), "u1"),
+            "ends": np.array(ends, "<i8"),
+            "labels": np.ascontiguousarray(table_N3[:, 0]),
+            "sizes": np.ascontiguousarray(table_N3[:, 1:]),
+            "hashes": hashes_N[order],
+            "order": order,
         }
-        return cls(len(images), partial(dict, tensors))
+        table = cls(count, partial(dict, tensors))
+        table._require_distinct()
+        return table
+
+    def _require_distinct(self) -> None:
+        """Raises ValueError when two images have the same path; only equal hashes are compared."""
+        hashes, order = self.tensors["hashes"], self.tensors["order"]
+        places = np.flatnonzero(hashes[1:] == hashes[:-1])
+        for group in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+            if len(group):
+                images = order[group[0] : group[-1] + 2].tolist()
+                if len({self._path(image) for image in images}) < len(images):
+                    raise ValueError("an image is listed twice among the training images.")
 
     @classmethod
     def at(cls, path: Path, size: int | None, count: int, digest: str, classes: int) -> ImageTable:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from regions.files import RegionStoreError, canonical_json
+from regions.files import RegionStoreError, canonical_json, reading_file, regular_size
 from regions.images import ImageTable
 from regions.layout import IMAGES, IN_PROGRESS, MANIFEST, other_files, shard_name, shard_ranges
 from regions.spec import RegionSpec
@@ -59,14 +59,13 @@ def read_manifest(path: Path) -> Manifest:
         "the dump again with the flags it was made with: whole shards are kept."
     )
     try:
-        if path.stat().st_size > MAX_MANIFEST:
+        if regular_size(path) > MAX_MANIFEST:
             raise RegionStoreError(damaged)
-        content = path.read_bytes()
+        with reading_file(path):
+            content = path.read_bytes()
         manifest = json.loads(content.decode(), parse_constant=_no_constant)
-    except FileNotFoundError as error:
-        raise RegionStoreError(f"{path} is missing.") from error
-    except OSError as error:
-        raise RegionStoreError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except RegionStoreError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RegionStoreError(damaged) from error
     version = manifest.get("format") if isinstance(manifest, dict) else None

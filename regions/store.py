@@ -41,7 +41,7 @@ from regions.layout import (
 from regions.manifest import Manifest, read_manifest
 
 VERIFY_AT_OPEN = 256 * 2**20  # bytes; the files of a larger store are verified at first touch
-READS_KEPT = 1024  # reads of a larger store after which its pages are let go
+READS_KEPT = 512  # reads of a larger store after which its pages are let go
 
 
 class RegionRows(NamedTuple):
@@ -133,6 +133,8 @@ class RegionStore:
             arrays, _ = parse_shard(path, content, self.spec, shard, first, num_images)
             if is_new:
                 check_shard(path, arrays, self.spec, num_images)
+                if not self.is_small:
+                    _let_go(content)  # the check has touched every page
             self._arrays[shard] = arrays
             self._maps.append(content)
         return arrays
@@ -259,9 +261,9 @@ class RegionStore:
         They stay in the system's cache, so that the next read finds them there.
         """
         self._reads += 1
-        if self._reads % READS_KEPT == 0 and hasattr(mmap, "MADV_DONTNEED"):
+        if self._reads % READS_KEPT == 0:
             for content in self._maps:
-                content.madvise(mmap.MADV_DONTNEED)
+                _let_go(content)
 
     def columns(self, classnames: Sequence[str]) -> np.ndarray:
         """Columns of the logits for the classes of a run, (T,) int64.
@@ -319,3 +321,8 @@ class RegionStore:
                 f"{self.path} holds regions of {len(self)} images, but not of {len(missing)} of "
                 f"the run's {len(needs.images)}, for example {missing[0]}. {OTHER_IMAGES}"
             )
+
+
+def _let_go(content: mmap.mmap) -> None:
+    if hasattr(mmap, "MADV_DONTNEED"):
+        content.madvise(mmap.MADV_DONTNEED)

@@ -44,6 +44,7 @@ CLASSES = 6
 SIDE = 16  # pixels of a region
 IMAGES = 24
 SHARD_IMAGES = 2
+SPAN = 0.4  # seconds; kills come at random within it, the dump alone takes about as long
 PATIENCE = 60.0  # seconds that a process may take for what takes one
 
 
@@ -220,13 +221,16 @@ def kills(world: World, folder: Path, count: int, rng: random.Random) -> str:
         def run(store=store, workers=dumps % 2) -> None:
             world.dump(store, workers=workers, pause=0.002)
 
+        span = SPAN
         while True:
             with running(run) as (child,):
-                child.kill(after=rng.uniform(0, 0.4))
-            if child.code != -signal.SIGKILL:
-                child.wait()
-                break
+                if killed < count:
+                    child.kill(after=rng.uniform(0, span))
+                if child.code != -signal.SIGKILL:
+                    child.wait()
+                    break
             killed += 1
+            span *= 1.2  # a busy machine gets further each time
             shards = world.require(store, shards)
             kept.append(len(shards))
         world.require_whole(store)
@@ -243,7 +247,7 @@ def shared_kills(world: World, folder: Path, count: int, rng: random.Random) -> 
             world.dump(store, pause=0.004, shared=True)
 
         with running(*[take_part] * (1 + others)) as (victim, *survivors):
-            victim.kill(after=rng.uniform(0, 0.4))
+            victim.kill(after=rng.uniform(0, SPAN))
             for survivor in survivors:
                 survivor.wait()
         world.require(store)

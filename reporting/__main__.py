@@ -1,6 +1,6 @@
 """One step of one method: what scripts/run.sh hands over, as it describes it.
 
-python -m reporting run METHOD STEP DATASET SEED [KEY VALUE ...]
+python -m reporting [/FOLDER/OF/THE/CALLER] run METHOD STEP DATASET SEED [KEY VALUE ...]
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _few_shot(entries: Sequence[Entry], baseline: str) -> Table:
         table.caption = [
             "Few-shot: trained on k images of every class, tested on all classes. A column per k; "
             "0: nothing is trained.",
-            "Top-1 accuracy in %, mean ± std over seeds.",
+            "Top-1 accuracy in %, mean ± std over seeds; times are those of the largest k.",
             _data(entries),
             *facts_of(entries),
         ]

@@ -127,20 +127,12 @@ _PLAIN = (
     Method("language-prompting", "IVLP", **_everywhere("{}_c2_ep5_batch4_4ctx_language_only")),
     Method(
         "maple", "MaPLe",
-        **_MAPLE
-        | dict(
-            cross=Stems(
-                "{}_c2_ep5_batch4_2ctx_cross_datasets",
-                of_backbone={"vit_b32": "{}_c2_ep5_batch4_2ctx"},
-            )
-        ),
+        **_MAPLE | dict(cross=Stems("{}_c2_ep5_batch4_2ctx_cross_datasets")),
     ),
     Method(
         "promptsrc", "PromptSRC",
         **_PROMPTSRC
-        | dict(few_shot=Stems(
-            _SRC_FEW, dict.fromkeys(_GPA_45, _SRC_FEW + "_gpa45"), of_backbone={"vit_b32": _SRC}
-        )),
+        | dict(few_shot=Stems(_SRC_FEW, dict.fromkeys(_GPA_45, _SRC_FEW + "_gpa45"))),
     ),
     Method(
         "promptkd", "PromptKD",

@@ -229,7 +229,7 @@ def chain(
 def step_jobs(
     step: str, method: Method, dataset: str, shots: int, seed: int, settings: Settings
 ) -> list[Job]:
-    """The jobs of one step of STEPS: one, except for few_shot, which dumps what it needs first.
+    """The jobs of one step of STEPS: one; few_shot dumps and PromptKD trains its teacher first.
 
     Raises:
         PlanError: the method has no such step, or a file is missing.
@@ -242,8 +242,7 @@ def step_jobs(
     if protocol == FEW_SHOT:
         return list(chain(protocol, method, dataset, shots, seed, settings))
     if kind == "test":
-        target = _last(protocol, method, dataset, shots, seed, settings)
-        return [target[-1]]
+        return _with_teacher(_last(protocol, method, dataset, shots, seed, settings)[-1])
     if protocol == BASE2NEW:
         trained = _training(TRAIN_BASE, BASE2NEW, method, dataset, shots, seed, settings)
     else:
@@ -252,7 +251,15 @@ def step_jobs(
                 f"{dataset} is a target; the prompts are trained on {source_of(dataset)}"
             )
         trained = _training(XD_TRAIN, CROSS, method, dataset, shots, seed, settings)
-    return [need for need in trained.needs if need.kind == "dump"] if kind == "dump" else [trained]
+    if kind == "dump":
+        return [need for need in trained.needs if need.kind == "dump"]
+    return _with_teacher(trained)
+
+
+def _with_teacher(job: Job) -> list[Job]:
+    if job.trained is not None:
+        return [job]
+    return [*(need for need in job.needs if need.kind == "train"), job]
 
 
 def _last(
@@ -269,7 +276,12 @@ def _last(
     source = source_of(dataset)
     if dataset == source:
         return [_training(XD_TRAIN, protocol, *where)]
-    if method.transductive:  # it learns from the target's own images
+    if method.transductive:  # it learns from the target's own training images
+        if is_domain(dataset):
+            raise PlanError(
+                f"{method.trainer} learns from each target's own training images, and {dataset} "
+                "has none; leave it out"
+            )
         return [_training(XD_TEST, protocol, *where)]
     train = _training(XD_TRAIN, protocol, method, source, shots, seed, settings)
     return [train, _test(XD_TEST, protocol, *where, train)]

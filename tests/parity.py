@@ -346,15 +346,15 @@ def compare_kdpl(fixture: Fixture, method: str) -> Differences:
     host = fixture.config.get("student", fixture.config.get("host", method.removesuffix("_KDPL")))
     host = "CoOp" if host in ("", "KDPL") else host
     teacher_BC = torch.as_tensor(given["teacher_logits"]) if "teacher_logits" in given else None
-    templates = [fixture.config.get("template") or fixture.first("template", default="")]
-    templates = templates if templates[0] else [template_for("EuroSAT"), DEFAULT]
+    named = [fixture.config.get(key) for key in ("teacher_template", "template")]
+    templates = [name for name in named if name] or [template_for("EuroSAT"), DEFAULT]
     ours = [Teacher(fixture_clip(12), fixture.classnames, form)(images) for form in templates]
     if teacher_BC is None:
         teacher_BC = ours[0]
     else:
         nearest = min(ours, key=lambda logits: (logits - teacher_BC).abs().max().item())
         found.add("teacher_logits", nearest, teacher_BC)
-    cases = list(fixture.group("cases").groups.values()) or [fixture]
+    cases = _cases(fixture) or [fixture]
     if cases != [fixture] and ("loss" in given or "logits" in given):
         cases.append(fixture)
     for case in cases:
@@ -369,13 +369,27 @@ def compare_kdpl(fixture: Fixture, method: str) -> Differences:
     return found
 
 
+def _cases(fixture: Fixture) -> list[Fixture]:
+    """The groups under `cases`; a description that names a group of tensors is part of it."""
+    groups = dict(fixture.group("cases").groups)
+    for key, about in list(groups.items()):
+        name = str(about.values.get("name"))
+        if name != key and name in groups:
+            groups[name].values = {**about.values, **groups[name].values}
+            del groups[key]
+    for key, case in groups.items():
+        case.values.setdefault("name", key)
+    return list(groups.values())
+
+
 def _case_classes(case: Fixture, teacher_BC: Tensor, found: Differences) -> Tensor:
     """The classes a case distils, in its order; ours must be the same set."""
     k = case.first("k_max", "K_MAX", "k", "K")
     k = case.config.get("k_max", case.config.get("K_MAX")) if k is None else k
-    k = teacher_BC.shape[1] if k is None else int(k)
-    chosen = likely_classes(teacher_BC, k)
     given = case.first("prompt_indices", "prompts_indices", "indices", "classes", "selected")
+    if k is None:
+        k = teacher_BC.shape[1] if given is None else len(given)
+    chosen = likely_classes(teacher_BC, int(k))
     if given is None:
         return chosen
     given = torch.as_tensor(given).long()
@@ -495,7 +509,9 @@ def compare_fdbpl_loss(fixture: Fixture) -> Differences:
 
 # Schedules and few-shot draws
 
-_SCHEDULE = re.compile(r"(\w+)\|max_epoch=(\d+)\|warmup=(\w+):(\d+)\|recount=(\w+)\|lr=([\d.e-]+)")
+_SCHEDULE = re.compile(
+    r"(\w+)\|max_epoch=(\d+)\|warmup=(\w+):(-?\d+)\|recount=(\w+)\|lr=([\d.e-]+)"
+)
 
 
 def compare_schedules(path: Path) -> Differences:

@@ -387,6 +387,13 @@ def test_the_script_tells_the_cost_writes_a_store_and_then_has_nothing_to_do(
     assert world.folder_bytes(tmp_path / "store") == before
 
 
+def test_the_size_of_features_is_told_once_the_teacher_is_known(line, tmp_path, capsys):
+    assert run(line(TRAINER__FDBPL__STORE_KIND="features")) == 0
+    told = float(capsys.readouterr().out.split("On disk")[1].split()[0])
+    written = sum(file.stat().st_size for file in (tmp_path / "store").iterdir()) / 1000
+    assert written / 2 < told < written + 10
+
+
 def test_the_script_continues_after_ctrl_c(line, tmp_path, capsys, monkeypatch):
     assert run(line(store=str(tmp_path / "whole"))) == 0
     forward, calls = Teacher.forward, 0

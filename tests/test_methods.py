@@ -131,6 +131,41 @@ def test_every_precision_trains_on_a_gpu(world, store, name, precision):
     assert all(torch.isfinite(value).all() for value in trainer.model.learner.parameters())
 
 
+# Which prompts a term of FDBPL reaches on each host: the table of docs/METHOD.md
+
+NEGATIVE = {"negative_ctx", "negative_deep_text.0"}
+REJECT_REACHES = {
+    "CoOp": {"negative_ctx"},
+    "CoCoOp": {"negative_ctx", *META},
+    "VPT": {"negative_ctx", "vision.0", "vision.1", "vision.2"},
+    "IVLP": {*NEGATIVE, "vision.0", "vision.1", "vision.2"},
+    "PromptSRC": {*NEGATIVE, "vision.0", "vision.1", "vision.2"},
+    "MaPLe": "all",
+}
+REACHES = {"distill": "positive", "similarity": "all", "cascade": "all"}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_terms_reach_the_prompts_that_the_page_names(world, store, host):
+    keys = {"TEST.NO_TEST": True, "OPTIM.LR": 0.0}
+    trainer = run(world, store, f"{host}_FDBPL", f"reach/{host}", epochs=1, **keys)
+    batch = next(iter(trainer.train_loader_x))
+    terms, _ = trainer.losses(batch)
+    learner = trainer.model.learner
+    every = {name for name, _ in learner.named_parameters()}
+    positive = {name for name in every if not name.startswith("negative")}
+    for term in ("reject", *REACHES):
+        learner.zero_grad()
+        terms[term].backward(retain_graph=True)
+        reached = {
+            name
+            for name, value in learner.named_parameters()
+            if value.grad is not None and value.grad.abs().max() > 0
+        }
+        wanted = REJECT_REACHES[host] if term == "reject" else REACHES[term]
+        assert reached == {"all": every, "positive": positive}.get(str(wanted), wanted), term
+
+
 # PromptSRC's average over epochs
 
 

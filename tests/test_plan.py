@@ -26,7 +26,7 @@ from reporting.methods import (
     source_of,
 )
 from reporting.paths import SCOPE_OF_PHASE, parse_run_dir
-from reporting.plan import PlanError, Settings, check_datasets, plan
+from reporting.plan import PlanError, Settings, check_datasets, plan, step_jobs
 from reporting.results import RunResult
 
 REPO = Path(__file__).resolve().parents[1]
@@ -84,16 +84,20 @@ def test_every_recipe_of_the_table_is_there(folder):
     assert not missing
 
 
+def test_every_data_set_of_a_protocol_is_there():
+    for name in (*ELEVEN, *DOMAIN_TARGETS, "toy_shapes", "toy_drawings"):
+        assert (REPO / f"configs/datasets/{name}.yaml").is_file(), name
+
+
 def test_methods_side_by_side_have_recipes_for_one_student():
     """With a distilled method among them that is ViT-B/32."""
-    alone = {"promptkd", "language-prompting"}  # of no repository with that student
-    methods = [method for folder, method in METHODS.items() if folder not in alone]
     assert common_backbone([METHODS["coop"], METHODS["fdbpl"]]) == "vit_b32"
     assert common_backbone([METHODS["coop"], METHODS["maple"]]) == "vit_b16"
-    for method in methods:
+    for method in METHODS.values():
         for case in every_case():
             stem = method.recipe(*case, "vit_b32")
-            assert (REPO / f"configs/trainers/{method.trainer}/{stem}.yaml").is_file(), stem
+            path = REPO / f"configs/trainers/{method.trainer}/{stem}.yaml"
+            assert stem is None or path.is_file(), path
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,10 @@ def test_train_test_and_table_agree_on_every_folder(settings, protocol, folder):
         with pytest.raises(PlanError, match="PromptKD is not defined under few_shot"):
             plan(protocol, [method], datasets, [1], [16], settings)
         return
+    if method.transductive and protocol == DOMAINS:
+        with pytest.raises(PlanError, match="and imagenet_a has none; leave it out"):
+            plan(protocol, [method], datasets, [1], [16], settings)
+        return
     shots = (2, 16) if protocol == FEW_SHOT else (16,)
     jobs = plan(protocol, [method], datasets, [1, 2], shots, settings)
     done: set[Path] = set()
@@ -176,7 +184,7 @@ def test_train_test_and_table_agree_on_every_folder(settings, protocol, folder):
     assert {row.trainer for row in table.rows} == {method.trainer}
     for row in table.rows:
         wanted = set(table.columns)
-        if method.transductive and protocol in (CROSS, DOMAINS):
+        if method.transductive and protocol == CROSS:
             wanted -= {SOURCE}  # it learns on the targets themselves
         assert {name for name, cell in row.cells.items() if cell} == wanted
         assert all(seeds == (1, 2) for seeds in row.seeds.values())
@@ -221,6 +229,17 @@ def test_promptkd_trains_its_teacher_first_and_keeps_it_out_of_the_table(setting
     jobs = plan(CROSS, [METHODS["promptkd"]], [SOURCE, "dtd"], [1], [16], settings)
     assert [(job.kind, job.dataset) for job in jobs] == [("train", SOURCE), ("train", "dtd")]
     assert jobs[1].trained is None and "--eval-only" not in jobs[1].flags
+
+
+def test_a_single_step_of_promptkd_trains_its_teacher_first(settings):
+    for step in ("base2new_train", "xd_test"):
+        jobs = step_jobs(step, METHODS["promptkd"], "dtd", 16, 1, settings)
+        assert [job.method.trainer for job in jobs] == ["PromptSRC", "PromptKD"]
+        assert jobs[1].kind == "train"
+    (test,) = step_jobs("base2new_test", METHODS["promptkd"], "dtd", 16, 1, settings)
+    assert test.kind == "test"
+    (train,) = step_jobs("base2new_train", METHODS["fdbpl"], "dtd", 16, 1, settings)
+    assert train.kind == "train"  # its dump is a step of its own
 
 
 def test_a_refused_folder_names_what_differs(settings):

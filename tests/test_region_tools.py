@@ -429,3 +429,16 @@ def test_wrong_usage_is_told_apart_from_errors(capsys):
             main(words)
         assert stopped.value.code == 2
     capsys.readouterr()
+
+
+def test_names_that_are_no_text_of_the_terminal_are_printed_escaped(tmp_path):
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    items = world.draw_images(tmp_path, 2)
+    Path(items[0].impath).rename(Path(items[0].impath).with_name(name))
+    items[0] = world.Item(str(Path(items[0].impath).with_name(name)), 0)
+    world.run_dump(tmp_path / "s", world.make_spec(tmp_path, items), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "regions", "info", str(tmp_path / "s")],
+        cwd=REPO, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "caf\\udce9.png" in done.stdout, done.stderr

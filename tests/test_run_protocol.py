@@ -341,6 +341,20 @@ def test_protocol_runs_on_the_toy_data_by_its_command(world, protocol, capsys):
             assert all(found["error"] is not None for found in row["differences"].values())
 
 
+def test_a_base_run_learns_from_the_store_of_all_classes(world, capsys):
+    """That the transfer above has dumped: the same images, columns of the base classes."""
+    if not (world / "stores/toy_shapes/shots_2/all/seed1/manifest.json").exists():
+        pytest.skip("needs the cross_dataset run above")
+    command = toy_command(world, "base2new")
+    place = command.index("--datasets")
+    command[2:place] = ["FDBPL"]
+    assert run_protocol.main(command) == 0
+    folder = world / "output/base2new/train_base/toy_shapes/shots_2/FDBPL/toy/seed1"
+    result = RunResult.read(folder)
+    assert result.store["path"] == str(world / "stores/toy_shapes/shots_2/all/seed1")
+    assert result.num_classes == 24 and result.seconds["dump"] > 0
+
+
 def test_what_a_transfer_tested_are_the_prompts_of_the_source(world):
     target = world / "output/xd/test/toy_drawings/shots_2/CoOp/toy/seed1"
     if not target.exists():

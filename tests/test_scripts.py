@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_runs import finish, flag, write_run
+from fake_runs import finish, flag
 
 from reporting.methods import METHODS
 from reporting.paths import TEST_NEW, TRAIN_BASE, XD_TEST, XD_TRAIN, run_dir
@@ -322,36 +322,49 @@ def demo(monkeypatch):
     return importlib.import_module("demo")
 
 
-def test_demo_runs_the_commands_of_the_scripts(demo, tmp_path):
-    args = demo.parse_args(["--out", str(tmp_path), "--", "OPTIM.LR", "1"])
-    for method, phases in demo.METHODS.items():
-        run = demo.Run(method, phases[0], 3)
-        assert [each.phase for each in demo.chain(run)] == list(phases)
-        command = demo.command_of(run, args)
-        trainer = METHODS[method].trainer
-        assert flag(command, "--trainer") == trainer
-        assert flag(command, "--config-file") == f"configs/trainers/{trainer}/toy.yaml"
-        assert (REPO / flag(command, "--config-file")).exists()
+def test_demo_runs_every_phase_of_its_methods(demo, tmp_path):
+    args = demo.parse_args(["--out", str(tmp_path), "--seeds", "3", "--", "OPTIM.LR", "1"])
+    jobs = demo.jobs_of(args)
+    kinds = [(job.method.folder, job.kind) for job in jobs]
+    assert kinds == [
+        ("fdbpl", "dump"), ("fdbpl", "train"), ("fdbpl", "test"),
+        ("coop_kdpl", "train"), ("coop_kdpl", "test"), ("coop", "train"), ("coop", "test"),
+        ("zsclip", "train"), ("zsclip", "test"),
+    ]  # fmt: skip
+    for job in jobs:
+        command = job.command(epochs="1")
+        recipe = f"configs/trainers/{job.method.trainer}/toy.yaml"
+        assert flag(command, "--config-file") == recipe and (REPO / recipe).exists()
         assert flag(command, "--root") == str(REPO / "data") and flag(command, "--seed") == "3"
         assert flag(command, "OPTIM.LR") == "1"
-        assert str(tmp_path) in flag(command, "--store" if "--store" in command else "--output-dir")
-    with pytest.raises(SystemExit, match="nothing to test yet"):
-        demo.command_of(demo.Run("coop", "test", 3), args)
+        assert str(tmp_path) in flag(command, "--store" if job.kind == "dump" else "--output-dir")
 
 
-def test_demo_skips_a_finished_run(demo, tmp_path):
-    args = demo.parse_args(["--out", str(tmp_path), "--resume"])
-    run = demo.Run("coop", "train", 1)
-    command = demo.command_of(run, args)
-    opts = command[command.index("DATASET.NUM_SHOTS") :]
-    files = [flag(command, "--dataset-config-file"), flag(command, "--config-file")]
-    more = dict(stem="toy_shapes", config="toy", config_files=files, opts=opts, shots=args.shots)
-    write_run(tmp_path, "base", 50.0, 1, **more)
-    assert demo.command_of(run, args) == []
+def test_demo_all_has_every_trainer_once(demo, tmp_path):
+    from trainers.registry import OBJECTIVES, PROMPT_MODELS
+
+    hosts = [cls.__name__ for cls in PROMPT_MODELS]
+    wanted = {*hosts, *(f"{host}_{suffix}" for host in hosts for suffix in OBJECTIVES)}
+    wanted |= {"FDBPL", "PromptKD", "ZeroshotCLIP", "ZeroshotCLIP2"}
+    jobs = demo.jobs_of(demo.parse_args(["--all", "--out", str(tmp_path), "--seeds", "1"]))
+    trained = [job.method.trainer for job in jobs if job.kind == "test"]
+    assert sorted(trained) == sorted(wanted - {"CoOp_FDBPL"})
 
 
-def test_demo_shows_the_end_of_the_log_of_a_failed_run(demo, tmp_path):
+def test_a_failed_run_of_the_demo_leaves_its_log(demo, tmp_path):
     log = tmp_path / "logs" / "a.txt"
-    outcome = demo.work(["train.py", "--no-such-flag"], log)
-    assert "unrecognized arguments: --no-such-flag" in outcome.error and str(log) in outcome.error
+    assert demo.work(["train.py", "--no-such-flag"], log) == 2
+    assert "unrecognized arguments: --no-such-flag" in log.read_text()
     assert log.read_text().startswith("$ python train.py --no-such-flag\n")
+
+
+def test_jobs_of_the_demo_run_in_its_workers(demo, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        workers = demo.Workers(pool, 1)
+        call = workers.start(["python", "train.py", "--no-such-flag"], tmp_path / "a", REPO, "a")
+        assert not workers.free()
+        while (code := call.poll()) is None:
+            pass
+    assert code == 2 and workers.free()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import region_world
 import torch
 from torch.utils.data import DataLoader
-from toy_runs import run
+from toy_runs import flags, options, run
 
+import dump_teacher_logits
 from regions import student_features as regions_of_students
 from regions.dataset import RegionDataset, RegionSampler, as_it_is, collate_regions
 from regions.feature_file import Features, complete, feature_key, read_features
-from regions.store import RegionStoreError
+from regions.store import RegionStore, RegionStoreError
 from regions.student_features import (
     RegionFeatures,
     Student,
@@ -286,3 +288,24 @@ def test_transforms_that_cannot_be_told_apart_are_not_cached(world, store, monke
     keys = {"TEST.FEATURES_DIR": tmp_path / "kept"}
     assert run(world, store, "ZeroshotCLIP", "t/unknown", **keys).scores["accuracy"] > 15
     assert not (tmp_path / "kept").exists()
+
+
+# The dump
+
+
+def test_a_dump_in_bf16_says_how_far_it_is_from_fp32(world, store, capsys):
+    command = [*flags(world, "FDBPL"), *options(**{"TRAINER.FDBPL.TEACHER_PREC": "bf16"})]
+    assert dump_teacher_logits.run(["--store", str(world / "bf16"), *command]) == 0
+    log = capsys.readouterr().out
+    found = re.search(
+        r"logits of 384 regions in bf16 are (\S+) from fp32 on average, (\S+) at most; "
+        r"the same class comes first in (\S+) %",
+        log,
+    )
+    mean, most, agree = map(float, found.groups())
+    assert 0.005 < mean < 0.5 and mean < most < 5 and agree > 80
+    assert re.search(r"Took +\S+ s, loading the teacher included: \d+ regions/s", log)
+
+    exact, rounded = (RegionStore.open(path) for path in (store, world / "bf16"))
+    everything = [file.read_shard(0).logits for file in (exact, rounded)]
+    assert np.abs(everything[0] - everything[1]).mean() == pytest.approx(mean, abs=0.02)

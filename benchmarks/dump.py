@@ -133,11 +133,21 @@ def table(rows: list[dict[str, Any]]) -> str:
         return f"{100 * row[name]:.1f} %" if name in row else "-"
 
     return report.markdown(
-        ("batch", "threads", "workers", "regions / s", "teacher", "decode", "cut"),
+        (
+            "batch",
+            "threads",
+            "workers",
+            "regions / s",
+            "per CPU second",
+            "teacher",
+            "decode",
+            "cut",
+        ),
         [
             (
                 *(str(row[name]) for name in ("batch_size", "threads", "workers")),
                 f"{row['regions_per_second']:.2f}",
+                f"{1000 / row['cpu_ms']:.2f}",
                 *(share(row, f"{name}_share") for name in ("teacher", "decode", "cut")),
             )
             for row in rows

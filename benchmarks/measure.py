@@ -49,6 +49,11 @@ class Part:
         """What counts: GPU time where there is a GPU, else CPU time."""
         return statistics.median(self.gpu or self.cpu)
 
+    @property
+    def total(self) -> float:
+        """Seconds that all runs so far took."""
+        return sum(self.gpu or self.cpu)
+
     def as_json(self) -> dict[str, Any]:
         times = {name: getattr(self, name) for name in ("cpu", "wall", "gpu")}
         return {
@@ -93,21 +98,23 @@ class Row:
         }
 
 
-def measure(
-    parts: Iterable[Part], rounds: int, slow_rounds: int, slow: float, device: torch.device
-) -> None:
-    """Run every part once to count, then in rounds, each part once a round.
+def measure(parts: Iterable[Part], rounds: int, budget: float, device: torch.device) -> None:
+    """Run every part once to count, then in rounds, in each of them every part in turn.
 
-    Args:
-        slow_rounds: rounds of a part that takes longer than `slow` seconds.
+    A turn is a second or five runs, as steps of a training follow each other. A part that has
+    taken `budget` seconds takes no further turn.
     """
     parts = list(parts)
     for part in parts:
         count(part, device)
-    for number in range(rounds):
+    for _ in range(rounds):
         for part in parts:
-            if number < slow_rounds or part.seconds <= slow:
-                clock(part, device)
+            if part.total <= budget:
+                turn = part.total + 1
+                for _ in range(5):
+                    clock(part, device)
+                    if part.total > turn:
+                        break
 
 
 def clock(part: Part, device: torch.device) -> None:

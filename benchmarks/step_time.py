@@ -41,7 +41,6 @@ from models.prompted_clip import FrozenCLIP
 
 OFFICIAL_CLASSES = 50  # of the 77-token pass that is timed on a CPU
 FILE, CUT = "one image file: decode, cut, to tensor", "one region: cut"
-SLOW = 4.0  # seconds; pieces that take longer get --slow-rounds repetitions
 RATIOS = {  # name -> numerator, denominator: rows, and which of their numbers
     "fdbpl_vs_kdpl_online": ("kdpl official", "fdbpl cached", "ms"),
     "fdbpl_vs_kdpl_online_bf16": ("kdpl official bf16", "fdbpl cached", "ms"),
@@ -258,8 +257,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", default="ViT-H-14", help="of open_clip")
     parser.add_argument("--precision", help="of the student; default: fp32, on a GPU fp16")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each part")
-    parser.add_argument("--slow-rounds", type=int, default=3, help=f"of those above {SLOW:g} s")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each piece")
+    parser.add_argument(
+        "--budget", type=float, default=20, help="seconds after which a piece takes no more turns"
+    )
     parser.add_argument("--workers", type=int, default=8, help="that load images beside a GPU")
     parser.add_argument(
         "--joint-classes", type=int, nargs="*", help="of MaPLe and PromptSRC; default: --classes"
@@ -281,9 +282,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for student in args.student
         for classes in args.classes
     }
-    measure(
-        benchmark.parts.values(), args.rounds, args.slow_rounds, SLOW, torch.device(args.device)
-    )
+    measure(benchmark.parts.values(), args.rounds, args.budget, torch.device(args.device))
     one_file, all_rows, checked = statistics.median(benchmark.data.cpu), [], []
     ratios: dict[str, dict[int, dict[str, float]]] = {student: {} for student in args.student}
     for (student, classes), rows in composed.items():

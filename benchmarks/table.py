@@ -115,11 +115,21 @@ def dump_table(record: dict[str, Any]) -> str:
 
     options = record["options"]
     table = markdown(
-        ("batch", "threads", "workers", "regions / s", "teacher", "decode", "cut"),
+        (
+            "batch",
+            "threads",
+            "workers",
+            "regions / s",
+            "per CPU second",
+            "teacher",
+            "decode",
+            "cut",
+        ),
         [
             (
                 *(str(row[name]) for name in ("batch_size", "threads", "workers")),
                 f"{row['regions_per_second']:.2f}",
+                f"{1000 / row['cpu_ms']:.2f}",
                 *(share(row, f"{name}_share") for name in ("teacher", "decode", "cut")),
             )
             for row in record["rows"]

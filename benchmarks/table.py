@@ -42,7 +42,18 @@ def step_table(record: dict[str, Any]) -> str:
     return (
         f"One training step, {unit}, teacher {options['teacher']}, precision "
         f"{options['precision']}; in brackets: how many steps of FDBPL here.\n\n{table}\n\n"
-        f"{memory_table(record)}\n\n{bar_table(record)}\n\n{origin(record)}"
+        f"{memory_table(record)}\n\n{bar_table(record)}\n\n{check_line(record)}{origin(record)}"
+    )
+
+
+def check_line(record: dict[str, Any]) -> str:
+    """How far a sum of pieces is from a step in one go, where that was timed."""
+    check = record.get("check")
+    if not check:
+        return ""
+    return (
+        f"Check: the official CoOp step at {check['classes']} classes in one go took "
+        f"{check['whole_seconds']:.1f} s, the sum of its pieces {check['composed_seconds']:.1f} s. "
     )
 
 

@@ -27,21 +27,14 @@ from torch import Tensor
 from configs.cli import run_script
 from predict import read_names
 from reporting.results import git_commit
-from trained import open_run
+from trained import add_run_flags, open_run
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-dir", required=True, help="--output-dir of the run")
-    parser.add_argument("--load-epoch", type=int, help="of the checkpoint; default: the last")
-    parser.add_argument(
-        "--classnames",
-        nargs="+",
-        default=[],
-        help="other classes: names, or a file with one a line",
-    )
+    add_run_flags(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write: .safetensors")
     return parser.parse_args(argv)
 

@@ -20,7 +20,7 @@ from dassl.data.transforms import build_transform
 from PIL import Image
 
 from configs.cli import UsageError, run_script
-from trained import open_run
+from trained import add_run_flags, open_run
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -29,14 +29,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-dir", required=True, help="--output-dir of the run")
-    parser.add_argument("--load-epoch", type=int, help="of the checkpoint; default: the last")
-    parser.add_argument(
-        "--classnames",
-        nargs="+",
-        default=[],
-        help="other classes: names, or a file with one a line",
-    )
+    add_run_flags(parser)
     parser.add_argument("--top", type=int, default=5, help="classes to print per image")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--format", choices=("text", "json"), default="text")

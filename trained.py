@@ -6,6 +6,7 @@ neither the recipe, nor the data set, nor the command of then is needed.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,18 @@ from reporting.results import FILE_NAME, REPO, RunResult, write_text
 from trainers.base import PromptTrainer
 
 CONFIG_FILE, NAMES_FILE = "config.yaml", "classnames.json"
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Which run, which epoch of it, and for which classes."""
+    parser.add_argument("--model-dir", required=True, help="--output-dir of the run")
+    parser.add_argument("--load-epoch", type=int, help="of the checkpoint; default: the last")
+    parser.add_argument(
+        "--classnames",
+        nargs="+",
+        default=[],
+        help="other classes: names, or a file with one a line",
+    )
 
 
 def describe_run(cfg, trainer: PromptTrainer) -> None:

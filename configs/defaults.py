@@ -25,6 +25,10 @@ def extend_cfg(cfg: CfgNode) -> None:
     # Share of the hand-written prompt in the class features at test; several values: a sweep.
     cfg.TEST.TEXT_INTERPOLATION = (0.0,)
 
+    # Image features of the test images are kept, where the image tower is frozen.
+    cfg.TEST.CACHE_FEATURES = True
+    cfg.TEST.FEATURES_DIR = ""  # folder; "": DATASET.ROOT/.features
+
     cfg.TRAINER.COOP = CfgNode()
     cfg.TRAINER.COOP.N_CTX = 16  # context tokens; CTX_INIT, when given, decides instead
     cfg.TRAINER.COOP.CTX_INIT = ""  # words the context starts from; "" draws it at random
@@ -110,6 +114,12 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.FDBPL.TOP_K = 10  # of kind topk: classes kept per region
     # What a training step does with them. A weight of 0 switches its term off.
     cfg.TRAINER.FDBPL.REGIONS_PER_STEP = 1  # of each image in the batch
+    # Hosts without image prompts: features of the regions are computed once, beside the store.
+    cfg.TRAINER.FDBPL.CACHE_FEATURES = True
+    # Other hosts: "pil" cuts as the dump did, in the loader's workers; "device" decodes each image
+    # once, into a temporary file, and cuts whole batches where the model computes.
+    cfg.TRAINER.FDBPL.CUT = "pil"
+    cfg.TRAINER.FDBPL.DECODED_DIR = ""  # folder of that file; "": the system's
     cfg.TRAINER.FDBPL.REGION_WEIGHT = "entropy"  # entropy: w = 1 - H(p) / ln C; none: w = 1
     cfg.TRAINER.FDBPL.NEGATIVE_INIT = "a photo of no"  # as many words as the positive context
     cfg.TRAINER.FDBPL.DISTILL_WEIGHT = 1.0

@@ -37,7 +37,12 @@ class FrozenCLIP(nn.Module):
         self.clip_model = clip.model
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Unit features (B, D) of images (B, 3, size, size); no gradient, the tower is frozen."""
+        """Unit features (B, D) of images (B, 3, size, size); no gradient, the tower is frozen.
+
+        Features (B, D) that were computed before are given back.
+        """
+        if images.dim() == 2:
+            return images
         with torch.no_grad(), self.clip.autocast():
             features = self.clip_model.encode_image(images.to(self._dtype()))
         return unit(features)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from regions.boxes import cut_all
 from regions.spec import relative_path
-from regions.store import RegionStore, RegionStoreError
+from regions.store import RegionRows, RegionStore, RegionStoreError
 from regions.tars import open_image
 
 CACHE_BYTES = 512 * 2**20  # decoded images are kept when all of them take less than this
@@ -138,6 +138,23 @@ class RegionDataset(Dataset):
             "index": index,
         }
 
+    def read_batch(self, keys: Sequence[tuple[int, Tensor]]) -> tuple[dict[str, Any], RegionRows]:
+        """All of a batch but the images: what collate_regions gives without img, and the regions.
+
+        keys: (i, regions) of each image, as RegionSampler draws them.
+        """
+        index_B = np.array([index for index, _ in keys])
+        chosen_BR = np.stack([np.asarray(chosen) for _, chosen in keys])
+        rows = self.store.read_batch(self.places[index_B], chosen_BR, self._some_columns)
+        items = [self.items[index] for index in index_B for _ in range(chosen_BR.shape[1])]
+        batch = {
+            "teacher_logits": torch.from_numpy(rows.logits).flatten(0, 1),
+            "label": torch.tensor([int(item.label) for item in items]),
+            "impath": [item.impath for item in items],
+            "index": torch.from_numpy(index_B.repeat(chosen_BR.shape[1])),
+        }
+        return batch, rows
+
     def _image(self, index: int) -> Image.Image:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
@@ -165,6 +182,11 @@ class RegionSampler(Sampler):
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         for index in torch.randperm(len(self.dataset), generator=generator).tolist():
             yield index, self.dataset.draw_regions(generator)
+
+
+def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """Collate function of data sets that give a whole batch at once."""
+    return batch
 
 
 def collate_regions(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def main(args: argparse.Namespace) -> None:
         shared=place.shared,
         progress=place.rank == 0,
     )
+    if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left and run_teacher.gaps:
+        run_teacher.tell()  # a dump of fewer batches
     if finished is not None:
         print_result(finished)
     else:

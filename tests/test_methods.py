@@ -12,6 +12,7 @@ from toy_runs import run
 
 from models import clip as clip_loader
 from reporting.results import RunResult
+from trainers import promptsrc
 from trainers.promptsrc import WeightedAverage, gaussian_weights
 from trainers.registry import OBJECTIVES, PROMPT_MODELS
 
@@ -60,7 +61,7 @@ def test_every_pair_is_registered():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_trains_stops_goes_on_and_is_evaluated_on_new_names(world, store, name, monkeypatch):
-    whole = run(world, store, name, f"m/{name}")
+    whole = run(world, store, name, f"m/{name}", epochs=2)
     learned = state_of(whole)
 
     # Gradients of the last step reached exactly what the method trains, and nothing frozen.
@@ -81,33 +82,37 @@ def test_trains_stops_goes_on_and_is_evaluated_on_new_names(world, store, name, 
 
     monkeypatch.setattr(cls, "forward_backward", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(world, store, name, f"m/{name}_cut")
+        run(world, store, name, f"m/{name}_cut", epochs=2)
     monkeypatch.setattr(cls, "forward_backward", original)
-    continued = run(world, store, name, f"m/{name}_cut")
+    continued = run(world, store, name, f"m/{name}_cut", epochs=2)
     assert continued.start_epoch == 1
     found = state_of(continued)
     assert all(torch.equal(learned[key], found[key]) for key in learned)
 
     # Small files: the prompts, as the family's checkpoint and as safetensors.
     folder = world / "m" / name / folder_of(name)
-    saved = load_file(folder / "prompts-3.safetensors")
+    saved = load_file(folder / "prompts-2.safetensors")
     assert saved.keys() == learned.keys()
     assert all(torch.equal(saved[key], learned[key]) for key in saved)
-    assert (folder / "model.pth.tar-3").stat().st_size < 300_000
+    assert (folder / "model.pth.tar-2").stat().st_size < 300_000
 
     # The saved prompts recognise the base classes as after training, and other names.
-    evaluate = ["--eval-only", "--model-dir", str(world / "m" / name), "--load-epoch", "3"]
+    evaluate = ["--eval-only", "--model-dir", str(world / "m" / name), "--load-epoch", "2"]
     new = run(world, "", name, f"m/{name}_new", extra=evaluate, scope="new")
     assert new.scores["accuracy"] > 8  # chance is 4.2
     base = RunResult.read(world / "m" / name)
-    (folder / "model.pth.tar-3").unlink()  # safetensors alone are enough
+    assert base.trainer == name and base.knobs == [] and not base.transductive
+    if "_" in name:
+        return  # how prompts are saved and loaded is the host's business
+    (folder / "model.pth.tar-2").unlink()  # safetensors alone are enough
     again = run(world, "", name, f"m/{name}_again", extra=evaluate)
     assert again.scores["accuracy"] == base.accuracy
-    assert base.trainer == name and base.knobs == [] and not base.transductive
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_bf16_trains_on_a_cpu(world, store, name):
+def test_bf16_trains_on_a_cpu(world, store, name, monkeypatch):
+    # The frozen text of PromptSRC takes most of the time, and two templates show as much as 60.
+    monkeypatch.setattr(promptsrc, "IMAGENET_TEMPLATES", promptsrc.IMAGENET_TEMPLATES[:2])
     keys = {"TEST.NO_TEST": True, **precision_of(name, "bf16")}
     trainer = run(world, store, name, f"bf16/{name}", epochs=1, **keys)
     assert trainer.model.clip.precision == "bf16"

@@ -23,7 +23,8 @@ REPO = Path(__file__).resolve().parents[1]
 FOLDER = REPO / "configs" / "trainers"
 FILES = {f"{path.parent.name}/{path.stem}": path for path in sorted(FOLDER.rglob("*.yaml"))}
 TOY = [name for name in FILES if name.endswith("/toy")]
-REAL = [name for name in FILES if name not in TOY]
+FAST = [name for name in FILES if name.endswith("_fast")]  # ours, beside the faithful ones
+REAL = [name for name in FILES if name not in (*TOY, *FAST)]
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 HOSTS = {
     "CoOp": "COOP",
@@ -281,6 +282,19 @@ def test_teacher_and_regions(name):
     assert (keys.REGION_WEIGHT, keys.NEGATIVE_INIT) == ("entropy", "a photo of no")
     weights = (keys.DISTILL_WEIGHT, keys.REJECT_WEIGHT, keys.SIMILARITY_WEIGHT, keys.CASCADE_WEIGHT)
     assert weights == (1.0, 1.0, 0.001, 0.1)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_recipe_differs_from_the_faithful_one_in_its_schedule_alone(name):
+    faithful = name.removesuffix("_fast") + ("" if name.endswith("toy_fast") else "_ctxv1")
+    fast, slow = merged(name), merged(faithful)
+    assert fast.OPTIM.MAX_EPOCH < slow.OPTIM.MAX_EPOCH
+    assert fast.TRAINER.FDBPL.REGIONS_PER_STEP > slow.TRAINER.FDBPL.REGIONS_PER_STEP
+    for cfg in (fast, slow):
+        for key in ("MAX_EPOCH", "LR", "WARMUP_EPOCH"):
+            cfg.OPTIM[key] = 0
+        cfg.TRAINER.FDBPL.REGIONS_PER_STEP = cfg.TRAIN.CHECKPOINT_FREQ = cfg.TRAIN.PRINT_FREQ = 0
+    assert fast == slow
 
 
 def test_fdbpl_and_its_long_name_have_the_same_recipes():

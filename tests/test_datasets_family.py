@@ -20,13 +20,13 @@ import pytest
 import yaml
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from family_world import WORLDS, build, make_images, wnids, write_classnames
 
 import datasets  # noqa: F401
 from configs.defaults import extend_cfg
 from datasets.fewshot import Entry, Split, keep_split, read_split
 from datasets.sizes import SIZES, Sizes
 from models.templates import template_for
-from tests.family_world import WORLDS, build, make_images, wnids, write_classnames
 
 REPO = Path(__file__).resolve().parents[1]
 OFFICIAL = json.loads((REPO / "tests/data/official_splits.json").read_text())

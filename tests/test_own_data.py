@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from dassl.data.datasets import build_dataset
+from family_world import make_images
+from test_datasets_family import config
 
 import dump_teacher_logits
 import train
 from datasets import export_toy
-from tests.family_world import make_images
-from tests.test_datasets_family import config
 from trainers.sanity import _warnings, report_own_data
 
 REPO = Path(__file__).resolve().parents[1]

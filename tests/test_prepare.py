@@ -14,19 +14,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import family_world
 import numpy as np
 import pytest
 from dassl.data.datasets import DATASET_REGISTRY
+from family_world import WORLDS, build, jpeg_bytes, wnids, write_classnames
+from file_server import FileServer, send_google_here, tar_of, tar_with, zip_of
 from scipy.io import savemat
+from test_datasets_family import load
 
 from datasets import download, imagenet, imagenet_files, prepare, sources, unpack
 from datasets.fewshot import SPLITS
 from datasets.sizes import SIZES, Sizes
 from datasets.sources import IMAGENET_FILES, SOURCES
-from tests import family_world
-from tests.family_world import WORLDS, build, jpeg_bytes, wnids, write_classnames
-from tests.file_server import FileServer, send_google_here, tar_of, tar_with, zip_of
-from tests.test_datasets_family import load
 
 REPO = Path(__file__).resolve().parents[1]
 FEW = 20  # ImageNet's classes here

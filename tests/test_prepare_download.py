@@ -10,11 +10,11 @@ import tarfile
 import zipfile
 
 import pytest
+from file_server import FileServer, member, send_google_here, tar_with
 
 from datasets import download
 from datasets.download import DownloadError, fetch, fetch_member
 from datasets.unpack import UnpackError, unpack, unpack_nested
-from tests.file_server import FileServer, member, send_google_here, tar_with
 
 CONTENT = b"\x1f\x8b" + bytes(range(256)) * 40
 MD5 = hashlib.md5(CONTENT).hexdigest()

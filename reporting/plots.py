@@ -21,6 +21,9 @@ KINDS = (".png", ".pdf")
 NAN = float("nan")  # draws nothing
 
 
+MANY_ROWS = 8
+
+
 def base_new_h(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
     """Draw base, new and H of each row as bars with their std, beside the training time.
 
@@ -31,9 +34,17 @@ def base_new_h(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
         raise ValueError("there is nothing to draw: the table has no rows.")
     plt = _pyplot()
     names = _names(rows)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(4.5 + 1.7 * len(rows), 4.2), width_ratios=(1.7, 1), layout="constrained"
-    )
+    many = len(rows) > MANY_ROWS  # one above the other, with room for names and numbers
+    if many:
+        heights = (4.2, 1.5 + 0.28 * len(rows))
+        figure, (left, right) = plt.subplots(
+            2, 1, figsize=(1.5 + 0.8 * len(rows), sum(heights)), height_ratios=heights,
+            layout="constrained",
+        )  # fmt: skip
+    else:
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(4.5 + 1.7 * len(rows), 4.2), width_ratios=(1.7, 1), layout="constrained"
+        )
     places = range(len(rows))
     halves = (("base", BLUE, "base"), ("new", ORANGE, "new"), ("H", GREEN, "h"))
     for offset, (label, colour, field) in enumerate(halves, start=-1):
@@ -49,8 +60,9 @@ def base_new_h(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
             error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#333333"},
         )
         texts = [f"{spread.mean:.1f}" if spread else "–" for spread in spreads]
-        left.bar_label(bars, texts, padding=2, fontsize=8)
-    left.set_xticks(places, names)
+        left.bar_label(bars, texts, padding=2, fontsize=6 if many else 8)
+    slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if many else {}
+    left.set_xticks(places, names, **slant)
     left.set_ylabel("top-1 accuracy, %")
     left.set_ylim(0, 1.14 * max([s.mean + (s.std or 0) for s in _spreads(rows)], default=1.0))
     left.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
@@ -70,9 +82,9 @@ def base_new_h(rows: Sequence[Row], path: str | Path, title: str = "") -> Path:
             elif dump[place]:
                 text += f" + {dump[place]:.1f}"
         right.text(both[place] + 0.02 * longest, place, text, va="center", fontsize=8)
-    right.set_yticks(places, names)
+    right.set_yticks(places, [name.replace("\n", " ") for name in names] if many else names)
     right.invert_yaxis()
-    right.set_xlim(0, 1.4 * longest)
+    right.set_xlim(0, (1.15 if many else 1.4) * longest)
     right.set_xlabel("seconds per run")
     right.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     for axes in (left, right):

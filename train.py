@@ -3,12 +3,23 @@ r"""Train or evaluate one run: flags -> config -> trainer.train() or .test() -> 
     python train.py --root data --trainer CoOp --seed 1 --output-dir output/coop \
         --dataset-config-file configs/datasets/toy_shapes.yaml \
         --config-file configs/trainers/CoOp/toy.yaml DATASET.NUM_SHOTS 16
+
+Several seeds in one process, which hold one CLIP; seeds of a method that learns text prompts alone
+share the passes through the text tower. Each ends as its own run would: in DIR/seed1, DIR/seed2,
+..., or where {seed} stands in a folder's name or a KEY VALUE pair, in that place:
+
+    python train.py --seeds 1 2 3 --output-dir output/fdbpl --trainer FDBPL ... \
+        TRAINER.FDBPL.STORE stores/toy_shapes_seed{seed}
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +28,8 @@ from dassl.utils import set_random_seed, setup_logger
 
 import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
-from configs.cli import add_family_flags, run_script, setup_cfg
+from configs.cli import UsageError, add_family_flags, explain, is_told, run_script, setup_cfg
+from models.clip import shared_clips
 from regions.dump import dump_seconds
 from reporting.predictions import write_predictions
 from reporting.results import RunResult, git_commit, library_versions, peak_rss_bytes
@@ -25,21 +37,73 @@ from trained import describe_run
 from trainers.base import PromptTrainer
 
 
-def main(argv: list[str] | None = None) -> PromptTrainer:
-    """Run what the flags say and return the trainer. Prints to stdout and OUTPUT_DIR/log.txt."""
+def main(argv: list[str] | None = None) -> PromptTrainer | list[PromptTrainer]:
+    """Run what the flags say and return the trainer, or those of --seeds.
+
+    Prints to stdout and OUTPUT_DIR/log.txt.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_family_flags(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="several runs in one process; another flag follows")
     args = parser.parse_args(argv)
     stdout = sys.stdout
     try:
-        return run(args)
+        return run_seeds(args) if args.seeds else run(args)
     finally:
         sys.stdout = stdout  # setup_logger has put a tee in its place
 
 
-def run(args: argparse.Namespace) -> PromptTrainer:
+def run_seeds(args: argparse.Namespace) -> list[PromptTrainer]:
+    """One run for each of --seeds; one that fails does not stop the others.
+
+    Raises:
+        ValueError: seeds failed; it says why.
+    """
+    from trainers.together import run_together  # not for a single run
+
+    if args.seed >= 0 or min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise UsageError(
+            f"--seeds {' '.join(map(str, args.seeds))}: different numbers from 0 up, and no --seed "
+            "beside it."
+        )
+    if not args.output_dir:
+        raise UsageError("--seeds needs --output-dir: results go to its folders seed1, seed2, ...")
+    works = [functools.partial(run, of_seed(args, seed)) for seed in args.seeds]
+    with shared_clips():
+        done = run_together(works, [f"seed {seed}" for seed in args.seeds])
+    failed = {s: e for s, e in zip(args.seeds, done, strict=True) if isinstance(e, Exception)}
+    for error in failed.values():
+        if not is_told(error):
+            traceback.print_exception(type(error), error, error.__traceback__)
+    if failed:
+        told = [f"seed {seed}: {explain(error)}" for seed, error in failed.items()]
+        raise ValueError(f"{len(failed)} of {len(done)} seeds failed. {' '.join(told)}")
+    return done
+
+
+def of_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
+    """The flags of one seed's own run."""
+    own = copy.copy(args)
+    own.seed = seed
+    for name in ("output_dir", "model_dir", "resume"):
+        folder = getattr(args, name)
+        if folder and "{seed}" not in folder:
+            folder = str(Path(folder, "seed{seed}"))
+        setattr(own, name, folder.replace("{seed}", str(seed)))
+    own.opts = [word.replace("{seed}", str(seed)) for word in args.opts]
+    return own
+
+
+def run(
+    args: argparse.Namespace, join: Callable[[PromptTrainer], None] | None = None
+) -> PromptTrainer:
+    """One run.
+
+    Args:
+        join: takes the trainer before it works, where other seeds train in the same process.
+    """
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
@@ -50,6 +114,8 @@ def run(args: argparse.Namespace) -> PromptTrainer:
 
     trainer = build_trainer(cfg)
     describe_run(cfg, trainer)
+    if join is not None:
+        join(trainer)
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()
@@ -103,6 +169,7 @@ def result_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> RunResul
         },
         knobs=trainer.knobs(),
         transductive=trainer.transductive,
+        together=args.seeds,
         sweep=trainer.tested.sweep(),
         commit=git_commit(),
         versions=library_versions(),

@@ -163,12 +163,16 @@ def run_script(main: Callable[[], object]) -> int:
         print("\nstopped: run the same line again, it continues.", file=sys.stderr)
         return 130
     except Exception as error:
-        told = (ValueError, FloatingPointError, OSError)
-        if os.environ.get("FDBPL_TRACEBACK") or not (isinstance(error, told) or _is_full(error)):
+        if os.environ.get("FDBPL_TRACEBACK") or not is_told(error):
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def is_told(error: Exception) -> bool:
+    """Whether a line says enough of an error; others are bugs, whose traceback is wanted."""
+    return isinstance(error, (ValueError, FloatingPointError, OSError)) or _is_full(error)
 
 
 def explain(error: Exception) -> str:

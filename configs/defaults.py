@@ -22,6 +22,10 @@ def extend_cfg(cfg: CfgNode) -> None:
     # many as 1.75 GiB of activations allow.
     cfg.MODEL.TEXT_CHUNK = 0
 
+    # Record the training step as a CUDA graph, where only text prompts are learned, and replay it.
+    # Elsewhere, and on a CPU, steps are computed as without it; a line says why.
+    cfg.TRAIN.CUDA_GRAPH = False
+
     # Share of the hand-written prompt in the class features at test; several values: a sweep.
     cfg.TEST.TEXT_INTERPOLATION = (0.0,)
 

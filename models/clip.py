@@ -15,7 +15,7 @@ import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ TOY_FILES = {
 KDPL_TEACHER = "ViT-H-14-quickgelu"  # KDPL's name for open_clip:ViT-H-14-quickgelu/dfn5b
 _OPENAI_CACHE = Path.home() / ".cache" / "clip"
 _VOCABULARY = 49408
+_shared: dict[tuple, LoadedClip] | None = None  # see shared_clips()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,23 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
         loaded = _load_openai(name, precision, device)
     loaded.model.requires_grad_(False)
     loaded.model.eval().to(device)
+    if _shared is not None:
+        return _shared.setdefault((name, loaded.digest, precision, device), loaded)
     return loaded
+
+
+@contextlib.contextmanager
+def shared_clips() -> Iterator[None]:
+    """Inside it, load_clip gives the same model for the same weights; nobody may change it.
+
+    It is loaded each time all the same: that draws random numbers, on which a seed's run depends.
+    """
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
 
 
 def weights_digest(name: str) -> str | None:

@@ -41,7 +41,8 @@ class RunResult:
     setup, train, test, dump (None where there was none); dump is the time that the store this run
     read took to make. `peak_memory_bytes` has the keys rss and device. `knobs` names what was
     switched on beyond the method as published ("LABEL_LOGIT 16.0"), `transductive` a method that
-    saw unlabelled images of the test classes. `sweep` holds the accuracy for each value of
+    saw unlabelled images of the test classes. `together` are the seeds that one process trained,
+    where there were several: times are this seed's share, memory is the process's. `sweep` holds the accuracy for each value of
     TEST.TEXT_INTERPOLATION where several were given; `accuracy` is that of the first.
     """
 
@@ -72,6 +73,7 @@ class RunResult:
     store: dict[str, Any] | None = None
     knobs: list[str] = field(default_factory=list)
     transductive: bool = False
+    together: list[int] = field(default_factory=list)
     sweep: list[dict[str, float]] = field(default_factory=list)
     commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)

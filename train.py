@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> PromptTrainer | list[PromptTrainer]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_family_flags(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="several runs in one process; another flag follows")
+    several = "as many runs in one process; put another flag behind it, before KEY VALUE pairs"
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help=several)
     args = parser.parse_args(argv)
     stdout = sys.stdout
     try:

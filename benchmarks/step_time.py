@@ -36,7 +36,7 @@ from benchmarks import bars, report
 from benchmarks.clips import STUDENTS, random_student, random_teacher
 from benchmarks.data import cut_part, image_part
 from benchmarks.measure import Part, Row, measure
-from benchmarks.steps import BATCH, SMALL_BATCH, Bench, captured, features_of
+from benchmarks.steps import BATCH, SMALL_BATCH, Bench, features_of
 from models.prompted_clip import FrozenCLIP
 
 OFFICIAL_CLASSES = 50  # of the 77-token pass that is timed on a CPU
@@ -57,6 +57,7 @@ RATIOS = {  # name -> numerator, denominator: rows, and which of their numbers
     "seeds_3_vs_1": ("fdbpl seeds", "fdbpl cached", "ms"),
     "fdbpl_graph_vs_kdpl_online": ("kdpl official", "fdbpl graph", "ms"),
     "fdbpl_graph_vs_coop_official": ("coop official", "fdbpl graph", "ms"),
+    "seeds_3_graph_vs_1": ("fdbpl seeds graph", "fdbpl graph", "ms"),
 }
 
 
@@ -147,6 +148,9 @@ class Benchmark:
             "fdbpl images": Row("FDBPL here, images each step", (image, fdbpl), BATCH),
             "fdbpl cached": Row("FDBPL here, cached features", (fdbpl,)),
             "fdbpl graph": Row("FDBPL here, cached features, CUDA graph", note="not on cpu"),
+            "fdbpl seeds graph": Row(
+                "FDBPL here, cached features, 3 seeds in one batch, CUDA graph", note="not on cpu"
+            ),
             "fdbpl 32x8": Row(
                 "FDBPL here, cached features, 32 x 8 regions",
                 (own("fdbpl here 32 x 8", bench.fdbpl, 8 * BATCH),),
@@ -170,8 +174,10 @@ class Benchmark:
             rows["maple"] = Row("MaPLe here", (maple,), SMALL_BATCH, small)
             rows["promptsrc"] = Row("PromptSRC here", (promptsrc,), SMALL_BATCH, small)
         if self.on_gpu:
-            graph = own("fdbpl here graph", lambda c: captured(bench.fdbpl(c), self.device))
+            graph = own("fdbpl here graph", lambda c: bench.fdbpl(c, graph=True))
             rows["fdbpl graph"] = replace(rows["fdbpl graph"], parts=(graph,), note="")
+            graph = own("fdbpl here 3 seeds graph", lambda c: bench.fdbpl_seeds(c, 3, graph=True))
+            rows["fdbpl seeds graph"] = replace(rows["fdbpl seeds graph"], parts=(graph,), note="")
         return rows
 
     def check(self, classes: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ from models.learners import (
     initial_context,
     random_prompts,
 )
-from models.prompted_clip import PromptedCLIP, unit
+from models.prompted_clip import PromptedCLIP, text_features_together
+from trainers.gradients import record_cuda_graph
 
 POSITIVE, NEGATIVE = "a photo of a", "a photo of no"
 BATCH = 32  # CoOp, KDPL and FDBPL
@@ -110,26 +111,34 @@ class Bench:
         loss = self.kdpl_loss(classes)
         return trained(model.learner, lambda: loss(model.logits(image_BD, model.text_features())))
 
-    def fdbpl(self, classes: int, regions: int = BATCH) -> Step:
+    def fdbpl(self, classes: int, regions: int = BATCH, graph: bool = False) -> Step:
         """FDBPL on cached region features: two prompts, all four terms."""
         model = self.prompted(classes, self.coop_learner(negative=True))
         image_BD, loss = self.image_features(regions), self.fdbpl_loss(classes, regions)
-        return trained(model.learner, lambda: loss(model.logits(image_BD, model.text_features())))
+        return trained(
+            model.learner,
+            lambda: loss(model.logits(image_BD, model.text_features())),
+            graph,
+        )
 
-    def fdbpl_seeds(self, classes: int, seeds: int) -> Step:
-        """Several seeds in one batch: their contexts on a leading axis, each with its regions."""
-        learners = nn.ModuleList(self.coop_learner(negative=True) for _ in range(seeds))
-        model, loss = self.prompted(classes, learners[0]), self.fdbpl_loss(classes, BATCH)
-        image_S1BD = self.image_features(seeds * BATCH).view(seeds, 1, BATCH, -1)
+    def fdbpl_seeds(self, classes: int, seeds: int, graph: bool = False) -> Step:
+        """Several seeds in one process, each with its regions: train.py --seeds.
+
+        Where they are too many to be encoded in one piece, one after the other, as there.
+        """
+        models = [self.prompted(classes, self.coop_learner(negative=True)) for _ in range(seeds)]
+        if not models[0].text_in_one_piece(seeds):
+            steps = [self.fdbpl(classes, graph=graph) for _ in models]
+            return lambda: [step() for step in steps] and None
+        images = self.image_features(seeds * BATCH).split(BATCH)
+        loss = self.fdbpl_loss(classes, BATCH)
 
         def total() -> Tensor:
-            context = torch.stack([learner.contexts() for learner in learners])
-            with self.clip.autocast():
-                text_S2CD = unit(model.text_encoder(context))
-            logits_S2BC = model.logits(image_S1BD, text_S2CD)
-            return torch.stack([loss(logits_2BC) for logits_2BC in logits_S2BC]).sum()
+            texts = text_features_together(models)
+            logits = [m.logits(i, t) for m, i, t in zip(models, images, texts, strict=True)]
+            return torch.stack([loss(logits_2BC) for logits_2BC in logits]).sum()
 
-        return trained(learners, total)
+        return trained(nn.ModuleList(model.learner for model in models), total, graph)
 
     def maple(self, classes: int) -> Step:
         """MaPLe reads images: prompts of both towers, labels."""
@@ -188,31 +197,27 @@ class Bench:
         return min(DEPTH, layers, len(self.clip.model.visual.transformer.resblocks))
 
 
-def trained(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
-    """A step of training: loss, backward, SGD as every recipe of the family has it."""
+def trained(module: nn.Module, loss: Callable[[], Tensor], graph: bool = False) -> Step:
+    """A step of training: loss, backward, SGD as every recipe of the family has it.
+
+    Args:
+        graph: loss and backward are replayed as a CUDA graph, as TRAIN.CUDA_GRAPH does it.
+    """
     parameters = [x for x in module.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.002, momentum=0.9, weight_decay=5e-4)
 
-    def run() -> None:
+    def gradients() -> None:
         optimizer.zero_grad()
         loss().backward()
+
+    if graph:
+        _, gradients = record_cuda_graph(gradients)  # writes to the same gradients each time
+
+    def run() -> None:
+        gradients()
         optimizer.step()
 
     return run
-
-
-def captured(step: Step, device: torch.device) -> Step:
-    """The same step as one CUDA graph: static inputs, shapes and parameters."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def features_of(encode: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:

@@ -42,8 +42,9 @@ class RunResult:
     read took to make. `peak_memory_bytes` has the keys rss and device. `knobs` names what was
     switched on beyond the method as published ("LABEL_LOGIT 16.0"), `transductive` a method that
     saw unlabelled images of the test classes. `together` are the seeds that one process trained,
-    where there were several: times are this seed's share, memory is the process's. `sweep` holds the accuracy for each value of
-    TEST.TEXT_INTERPOLATION where several were given; `accuracy` is that of the first.
+    where there were several: times are this seed's share, memory is the process's. `sweep` holds
+    the accuracy for each value of TEST.TEXT_INTERPOLATION where several were given; `accuracy` is
+    that of the first.
     """
 
     trainer: str

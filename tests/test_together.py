@@ -91,7 +91,16 @@ def test_other_hosts_train_one_after_the_other_with_the_same_bits(world, stores,
     found = together(world, stores, name, f"t/{name}", epochs=1)
     assert why in capsys.readouterr().out
     for seed, trainer in zip(SEEDS, found, strict=True):
-        assert torch.equal(learned(trainer), learned(alone(world, stores, name, f"o/{name}", seed, epochs=1)))
+        own = alone(world, stores, name, f"o/{name}", seed, epochs=1)
+        assert torch.equal(learned(trainer), learned(own))
+
+
+def test_more_classes_than_one_piece_holds_are_encoded_for_each_seed(world, stores):
+    keys = {"MODEL.TEXT_CHUNK": 5, "epochs": 1}
+    found = together(world, stores, "FDBPL", "pieces", **keys)
+    for seed, trainer in zip(SEEDS, found, strict=True):
+        own = alone(world, stores, "FDBPL", "own_pieces", seed, **keys)
+        assert torch.equal(learned(trainer), learned(own))
 
 
 def test_a_seed_that_fails_stops_no_other(world, stores):
@@ -161,37 +170,52 @@ def test_no_output_folder_is_refused():
 # Recorded steps: what a CUDA graph replays, with a recorder that a CPU has
 
 
-def rerun_in_place(run):
-    """Like a CUDA graph: results and gradients stay in the memory of the first time."""
-    found = run()
-    learners = rerun_in_place.learners
-    grads = {x: x.grad for learner in learners for x in learner.parameters() if x.requires_grad}
+class InPlace:
+    """Like CUDA graphs: results and gradients stay in the memory of the first time."""
 
-    def replay():
-        again = run()
-        for old, new in zip(found, again, strict=True):
-            for name, value in old.terms.items():
-                value.data.copy_(new.terms[name].data)
-            old.logits.data.copy_(new.logits.data)
-        for parameter, grad in grads.items():
-            grad.copy_(parameter.grad)
+    def __init__(self, trainers):
+        self.learners, self.recordings, self.replays = [t.model.learner for t in trainers], 0, 0
 
-    return found, replay
+    def __call__(self, run):
+        found, self.recordings = run(), self.recordings + 1
+        grads = {x: x.grad for one in self.learners for x in one.parameters() if x.requires_grad}
+
+        def replay():
+            self.replays += 1
+            for old, new in zip(found, run(), strict=True):
+                for name, value in old.terms.items():
+                    value.data.copy_(new.terms[name].data)
+                old.logits.data.copy_(new.logits.data)
+            for parameter, grad in grads.items():
+                grad.copy_(parameter.grad)
+
+        return found, replay
 
 
 def test_recorded_steps_train_like_plain_ones(world, stores, monkeypatch):
-    plain = alone(world, stores, "FDBPL", "plain", 1)
-    recorded = {}
+    plain, made = alone(world, stores, "FDBPL", "plain", 1), []
 
     def record(trainers):
-        rerun_in_place.learners = [trainer.model.learner for trainer in trainers]
-        recorded["steps"] = Recorded(trainers, rerun_in_place)
-        return recorded["steps"]
+        made.append(InPlace(trainers))
+        return Recorded(trainers, made[0])
 
     monkeypatch.setattr("trainers.base.make_gradients", record)
     replayed = alone(world, stores, "FDBPL", "recorded", 1)
-    assert len(recorded["steps"]._steps) == 1
+    assert made[0].recordings == 1 and made[0].replays == 3 * replayed.num_batches
     assert torch.equal(learned(plain), learned(replayed))
+
+
+def test_another_shape_of_batch_is_another_recording(world, stores):
+    trainer = alone(world, stores, "CoOp", "shapes", 1, epochs=1, **{"TEST.NO_TEST": True})
+    recorder = InPlace([trainer])
+    recorded, batch = Recorded([trainer], recorder), next(iter(trainer.train_loader_x))
+    small = {"img": batch["img"][:8], "label": batch["label"][:8]}
+    for _ in range(2):
+        for one in (batch, small):
+            ((terms, logits),) = recorded([one])
+            expected, wanted = trainer.losses(one)
+            assert torch.equal(logits, wanted) and torch.equal(terms["loss"], expected["loss"])
+    assert recorder.recordings == 2
 
 
 def test_a_cpu_says_that_it_records_nothing(world, stores, capsys):

@@ -78,8 +78,9 @@ class Recorded:
     def _recorded(self, batches: Sequence[dict[str, Tensor]]) -> _Step:
         inputs = [{name: value.clone() for name, value in batch.items()} for batch in batches]
         found, replay = self.record(lambda: gradients(self.trainers, inputs))
-        learned = [x for t in self.trainers for x in t.model.learner.parameters() if x.requires_grad]
-        return _Step(inputs, found, replay, {x: x.grad for x in learned})
+        learners = [trainer.model.learner for trainer in self.trainers]
+        grads = {x: x.grad for one in learners for x in one.parameters() if x.requires_grad}
+        return _Step(inputs, found, replay, grads)
 
 
 class _Step(NamedTuple):

@@ -36,8 +36,9 @@ from reporting.methods import (
     find_method,
     source_of,
 )
-from reporting.plan import REFUSE, SKIP, Job, Settings, check_datasets, plan
-from reporting.schedule import Cluster, Local, Outcome, execute
+from reporting.plan import REFUSE, SKIP, Settings, check_datasets, plan
+from reporting.schedule import AnyJob, Cluster, Local, Outcome, execute
+from reporting.together import join_seeds
 
 DATASETS = {BASE2NEW: ELEVEN, CROSS: CROSS_TARGETS, DOMAINS: DOMAIN_TARGETS, FEW_SHOT: ELEVEN}
 SHOTS = dict.fromkeys(PROTOCOLS, (16,)) | {FEW_SHOT: FEW_SHOTS}
@@ -52,6 +53,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--trainers", nargs="+", required=True, help="trainers, or folders of scripts/")
     add("--datasets", nargs="+", help="stems in configs/datasets; targets of a transfer")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add("--together", action="store_true", help="a method's seeds in one process; where text "
+        "prompts are learned they share passes: faster in short runs and on a GPU")  # fmt: skip
     add("--shots", nargs="+", type=int, help="per class; default 16, few_shot: 1 2 4 8 16")
     add("--backbone", default="", help="prefix of the recipes: vit_b16, vit_b32, rn50, ...")
     add("--root", help="folder that holds the data sets; default $DATA, else data")
@@ -111,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args, methods)
     shots = args.shots or SHOTS[args.protocol]
     jobs = plan(args.protocol, methods, datasets, args.seeds, shots, settings)
+    if args.together:
+        jobs = join_seeds(jobs)
     if args.dry_run:
         print_plan(jobs)
         return 0
@@ -149,7 +154,7 @@ def backend_of(args: argparse.Namespace, settings: Settings) -> Local | Cluster:
     return Cluster(Path(settings.root, settings.out, "slurm"), options, args.jobs or 64)
 
 
-def print_plan(jobs: Sequence[Job]) -> None:
+def print_plan(jobs: Sequence[AnyJob]) -> None:
     """Every job with what would happen to it, and its command."""
     counts = {"finished": 0, "refused": 0, "to run": 0}
     for number, job in enumerate(jobs, start=1):

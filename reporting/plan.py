@@ -132,6 +132,18 @@ class Job:
             return (SKIP, f"{self.folder} is dumped; skipped.") if done else (RUN, "")
         return _decide(self)
 
+    def is_finished(self) -> bool:
+        """Whether what the job writes last is there."""
+        folder = self.root / self.folder
+        return is_dumped(folder) if self.kind == "dump" else (folder / FILE_NAME).exists()
+
+    def reached(self) -> str:
+        """What a finished run says of itself in a line; empty for a dump."""
+        if self.kind == "dump":
+            return ""
+        result = RunResult.read(self.root / self.folder)
+        return f", {result.accuracy:.2f} % on {result.scope} classes"
+
 
 def is_dumped(store: Path) -> bool:
     """The manifest is what a dump writes last."""

@@ -19,9 +19,11 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from reporting.plan import REFUSE, RUN, SKIP, Job, is_dumped
-from reporting.results import FILE_NAME, ResultError, RunResult
+from reporting.plan import REFUSE, RUN, SKIP, Job
+from reporting.results import FILE_NAME, ResultError
+from reporting.together import SeedsJob
 
+AnyJob = Job | SeedsJob
 SHOWN_LINES = 15  # of the log of a failed job
 
 
@@ -172,25 +174,25 @@ def _number(value: str) -> str | int | float:
 class Outcome:
     """What came of a plan."""
 
-    done: list[Job] = field(default_factory=list)
-    skipped: list[Job] = field(default_factory=list)
-    failed: list[tuple[Job, str]] = field(default_factory=list)  # and why
+    done: list[AnyJob] = field(default_factory=list)
+    skipped: list[AnyJob] = field(default_factory=list)
+    failed: list[tuple[AnyJob, str]] = field(default_factory=list)  # and why
 
 
-def execute(jobs: Sequence[Job], backend: Backend, python: str, logs: Path) -> Outcome:
+def execute(jobs: Sequence[AnyJob], backend: Backend, python: str, logs: Path) -> Outcome:
     """Run every job that is not finished; a progress bar tells how long the rest may take.
 
     Ctrl-C stops the running ones; the same command then continues.
     """
     outcome = Outcome()
-    waiting: dict[Path, Job] = {job.folder: job for job in jobs}
-    running: dict[Path, tuple[Job, Running, float]] = {}  # folders: a dump serves many methods
+    waiting: dict[Path, AnyJob] = {job.folder: job for job in jobs}
+    running: dict[Path, tuple[AnyJob, Running, float]] = {}  # folders: a dump serves many methods
     bad: set[Path] = set()
     clock = _Clock()
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} jobs, {elapsed} passed{postfix}"
     with tqdm(total=len(jobs), bar_format=form, desc="runs", disable=None) as bar:
 
-        def fail(job: Job, why: str) -> None:
+        def fail(job: AnyJob, why: str) -> None:
             outcome.failed.append((job, why))
             bad.add(job.folder)
             bar.write(f"{job}: FAILED\n{why}")
@@ -241,12 +243,12 @@ def execute(jobs: Sequence[Job], backend: Backend, python: str, logs: Path) -> O
                         continue
                     del running[job.folder]
                     seconds = time.perf_counter() - started
-                    if code or not is_finished(job):
+                    if code or not job.is_finished():
                         fail(job, _why(job, code, logs / f"{job.name}.txt"))
                         continue
                     clock.note(job, seconds)
                     outcome.done.append(job)
-                    bar.write(f"{job}: {seconds:.0f} s{_reached(job)}")
+                    bar.write(f"{job}: {seconds:.0f} s{job.reached()}")
                     bar.update()
         except KeyboardInterrupt:
             for _, process, _ in running.values():
@@ -255,19 +257,7 @@ def execute(jobs: Sequence[Job], backend: Backend, python: str, logs: Path) -> O
     return outcome
 
 
-def is_finished(job: Job) -> bool:
-    folder = job.root / job.folder
-    return is_dumped(folder) if job.kind == "dump" else (folder / FILE_NAME).exists()
-
-
-def _reached(job: Job) -> str:
-    if job.kind == "dump":
-        return ""
-    result = RunResult.read(job.root / job.folder)
-    return f", {result.accuracy:.2f} % on {result.scope} classes"
-
-
-def _why(job: Job, code: int, log: Path) -> str:
+def _why(job: AnyJob, code: int, log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     end = [f"    {line}" for line in lines[-SHOWN_LINES:]]
     said = f"exit code {code}" if code else f"it ended without {job.folder / FILE_NAME}"
@@ -280,11 +270,13 @@ class _Clock:
     def __init__(self):
         self.seconds: dict[tuple, list[float]] = defaultdict(list)
 
-    def note(self, job: Job, seconds: float) -> None:
+    def note(self, job: AnyJob, seconds: float) -> None:
         for key in self._keys(job):
             self.seconds[key].append(seconds)
 
-    def left(self, waiting: Iterable[Job], running: Collection[tuple[Job, Running, float]]) -> str:
+    def left(
+        self, waiting: Iterable[AnyJob], running: Collection[tuple[AnyJob, Running, float]]
+    ) -> str:
         """Work left over what runs side by side; empty before the first job is done."""
         if not self.seconds:
             return ""
@@ -293,12 +285,12 @@ class _Clock:
         rest += sum(max(0.0, self._guess(job) - (now - at)) for job, _, at in running)
         return f"about {tqdm.format_interval(rest / max(1, len(running)))} left"
 
-    def _keys(self, job: Job) -> list[tuple]:
+    def _keys(self, job: AnyJob) -> list[tuple]:
         """From alike to everything."""
         alike = job.method.folder, job.dataset, job.shots
         return [(job.kind, *alike), (job.kind, *alike[:2]), (job.kind, alike[0]), (job.kind,), ()]
 
-    def _guess(self, job: Job) -> float:
+    def _guess(self, job: AnyJob) -> float:
         for key in self._keys(job):
             if self.seconds[key]:
                 return sum(self.seconds[key]) / len(self.seconds[key])

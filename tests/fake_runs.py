@@ -50,6 +50,14 @@ def finish(root: Path, command: list[str], accuracy: float = 50.0, epochs: int =
         store.mkdir(parents=True)
         (store / "manifest.json").write_text("{}")
         return
+    if "--seeds" in command:
+        first = command.index("--seeds")
+        count = next(i for i, word in enumerate(command[first + 1 :]) if word.startswith("--"))
+        for seed in command[first + 1 : first + 1 + count]:
+            own = [*command[:first], "--seed", seed, *command[first + 1 + count :]]
+            own = [word.replace("{seed}", seed) for word in own]
+            finish(root, own, accuracy, epochs, **changes)
+        return
     first = next(i for i, word in enumerate(command) if word.startswith(("DATASET.", "TRAINER.")))
     folder = root / flag(command, "--output-dir")
     eval_only = "--eval-only" in command

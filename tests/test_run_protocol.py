@@ -20,6 +20,7 @@ from reporting.methods import BASE2NEW, METHODS
 from reporting.plan import Settings, plan
 from reporting.results import RunResult
 from reporting.schedule import Cluster, Local, execute
+from reporting.together import join_seeds
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -250,6 +251,49 @@ def test_usage_errors_are_one_line(capsys, words, message):
     assert message in error and error.count("\n") == 1
 
 
+# --- several seeds in one process
+
+
+def test_seeds_join_where_commands_differ_in_the_seed_alone(repo):
+    jobs = jobs_of(repo, "zsclip", "fdbpl", "maple_fdbpl", seeds=(1, 2))
+    joined = join_seeds(jobs)
+    assert [str(job) for job in joined] == [
+        "ZeroshotCLIP train toy_shapes seeds 1 2", "ZeroshotCLIP test toy_shapes seeds 1 2",
+        "FDBPL dump toy_shapes seed 1", "FDBPL dump toy_shapes seed 2",
+        "FDBPL train toy_shapes seeds 1 2", "FDBPL test toy_shapes seeds 1 2",
+        "MaPLe_FDBPL train toy_shapes seeds 1 2", "MaPLe_FDBPL test toy_shapes seeds 1 2",
+    ]  # fmt: skip
+    outcome = run(repo, joined)
+    assert len(outcome.done) == 8 and not outcome.failed
+    trained = next(line for line in record(repo) if "--seeds" in line and "FDBPL" in line)
+    words = " ".join(trained)
+    assert "--seeds 1 2 --dataset-config-file" in words and "FDBPL/toy/seed{seed}" in words
+    assert "TRAINER.FDBPL.STORE stores/toy_shapes/shots_16/base/seed{seed}" in words
+    again = run(repo, jobs)  # one by one: each is finished
+    assert len(again.skipped) == len(jobs) and not again.done
+
+
+def test_only_the_seeds_that_are_missing_run_again(repo):
+    joined = join_seeds(jobs_of(repo, "coop", seeds=(1, 2, 3)))
+    run(repo, joined)
+    for seed in (1, 3):
+        (joined[0].folder / f"seed{seed}" / "results.json").unlink()
+    assert joined[0].decide()[0] == "run" and not joined[0].is_finished()
+    words = joined[0].command()
+    assert words[words.index("--seeds") : words.index("--seeds") + 4] == [
+        "--seeds", "1", "3", "--dataset-config-file",
+    ]  # fmt: skip
+    outcome = run(repo, joined)
+    assert joined[0].is_finished() and not outcome.failed
+
+
+def test_a_seed_that_must_not_be_overwritten_refuses_all(repo):
+    run(repo, join_seeds(jobs_of(repo, "coop", seeds=(1,))))
+    joined = join_seeds(jobs_of(repo, "coop", seeds=(1, 2), opts=("OPTIM.LR", "1.0")))
+    verdict, why = joined[0].decide()
+    assert verdict == "refuse" and "seed1 holds a finished run of another kind" in why
+
+
 # --- every protocol on the toy world
 
 
@@ -339,6 +383,25 @@ def test_protocol_runs_on_the_toy_data_by_its_command(world, protocol, capsys):
         if trainer != "CoOp" and not untrained:
             assert sorted(map(str.lower, row["differences"])) == sorted(wanted)
             assert all(found["error"] is not None for found in row["differences"].values())
+
+
+def test_seeds_together_reach_what_they_reach_alone(world, capsys):
+    command = toy_command(world, "base2new")
+    command[2 : command.index("--datasets")] = ["CoOp", "FDBPL"]
+    place = command.index("--seeds")
+    command[place + 1 : place + 2] = ["4", "5"]
+    found = []
+    for out, extra in (("alone", []), ("joined", ["--together"])):
+        own = [word.replace(str(world / "output"), str(world / out)) for word in command]
+        assert run_protocol.main([*own[:1], *extra, *own[1:]]) == 0
+        found.append({path.relative_to(world / out): json.loads(path.read_text())
+                      for path in (world / out).rglob("results.json")})  # fmt: skip
+    said = capsys.readouterr().out
+    assert "FDBPL train toy_shapes seeds 4 5: " in said
+    alone, joined = found
+    assert alone.keys() == joined.keys() and len(alone) == 8
+    for path, result in joined.items():
+        assert result["together"] == [4, 5] and result["accuracy"] == alone[path]["accuracy"]
 
 
 def test_a_base_run_learns_from_the_store_of_all_classes(world, capsys):

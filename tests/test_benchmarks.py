@@ -118,6 +118,22 @@ def test_whole_run_is_composed_of_measured_pieces(steps, tmp_path):
     assert fdbpl["seconds_without_dump"] == fdbpl["seconds"] - fdbpl["phases"]["dump"]
 
 
+def test_toy_runs_are_measured_by_phase_and_with_their_seeds_together(world, tmp_path):
+    out = tmp_path / "toy.json"
+    end_to_end.main([
+        *("--worlds", "toy", "--seeds", "1", "2", "--regions", "2", "--json", str(out)),
+        *("--toy-options", "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "4"),
+    ])  # fmt: skip
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    ours = "FDBPL here, M = 2"
+    assert list(rows) == [
+        "KDPL here", ours, f"KDPL here, {end_to_end.TOGETHER}", f"{ours}, {end_to_end.TOGETHER}"
+    ]  # fmt: skip
+    for row in rows.values():
+        assert ("dump" in row["phases"]) == row["name"].startswith("FDBPL")
+        assert row["phases"].keys() == row["wall"].keys() and min(row["wall"].values()) > 0
+
+
 def test_dump_tells_regions_per_second_and_shares(tmp_path):
     path = tmp_path / "dump.json"
     sizes = ["--images", "2", "--regions", "3", "--batch-sizes", "2", "4", "--threads", "1"]

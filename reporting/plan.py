@@ -225,7 +225,7 @@ def chain(
     protocol: str, method: Method, dataset: str, shots: int, seed: int, settings: Settings
 ) -> Iterator[Job]:
     """The jobs that end with one method's results on one data set, in order."""
-    last = _last(protocol, method, dataset, shots, seed, settings)
+    last = _last(Where(protocol, method, dataset, shots, seed, settings))
     seen: dict[Path, Job] = {}
 
     def visit(job: Job) -> None:
@@ -253,16 +253,12 @@ def step_jobs(
         )
     if protocol == FEW_SHOT:
         return list(chain(protocol, method, dataset, shots, seed, settings))
+    where = Where(protocol, method, dataset, shots, seed, settings)
     if kind == "test":
-        return _with_teacher(_last(protocol, method, dataset, shots, seed, settings)[-1])
-    if protocol == BASE2NEW:
-        trained = _training(TRAIN_BASE, BASE2NEW, method, dataset, shots, seed, settings)
-    else:
-        if dataset != source_of(dataset):
-            raise PlanError(
-                f"{dataset} is a target; the prompts are trained on {source_of(dataset)}"
-            )
-        trained = _training(XD_TRAIN, CROSS, method, dataset, shots, seed, settings)
+        return _with_teacher(_last(where)[-1])
+    if protocol == CROSS and dataset != source_of(dataset):
+        raise PlanError(f"{dataset} is a target; the prompts are trained on {source_of(dataset)}")
+    trained = _training(TRAIN_BASE if protocol == BASE2NEW else XD_TRAIN, where)
     if kind == "dump":
         return [need for need in trained.needs if need.kind == "dump"]
     return _with_teacher(trained)
@@ -274,145 +270,138 @@ def _with_teacher(job: Job) -> list[Job]:
     return [*(need for need in job.needs if need.kind == "train"), job]
 
 
-def _last(
-    protocol: str, method: Method, dataset: str, shots: int, seed: int, settings: Settings
-) -> list[Job]:
-    where = method, dataset, shots, seed, settings
+@dataclass(frozen=True)
+class Where:
+    """What a job is about, and what holds for every job of its plan."""
+
+    protocol: str
+    method: Method
+    dataset: str
+    shots: int
+    seed: int
+    settings: Settings
+
+    def flags(self, phase: str, stem: str = "") -> tuple[Path, tuple[str, ...]]:
+        """The run's folder, and the flags that every script takes; stem: another recipe."""
+        method, settings = self.method, self.settings
+        stem = stem or settings.config or self._recipe()
+        files = (
+            f"configs/datasets/{self.dataset}.yaml",
+            f"configs/trainers/{method.trainer}/{stem}.yaml",
+        )
+        for file in files:
+            path = settings.root / file
+            if not path.is_file():
+                there = sorted(other.stem for other in path.parent.glob("*.yaml"))
+                raise PlanError(
+                    f"there is no {file}; {Path(file).parent} holds: {' '.join(there) or 'nothing'}"
+                )
+        place = self.dataset, self.shots, method.trainer, stem, self.seed, settings.out
+        return run_dir(phase, *place), (
+            *("--root", settings.data, "--seed", str(self.seed)),
+            *("--dataset-config-file", files[0], "--config-file", files[1]),
+            *("--trainer", method.trainer),
+        )
+
+    def _recipe(self) -> str:
+        stem = self.method.recipe(self.protocol, self.dataset, self.shots, self.settings.backbone)
+        if stem is None:
+            raise PlanError(
+                f"{self.method.trainer} is not defined under {self.protocol}; leave it out"
+            )
+        return stem
+
+    def opts(self, scope: str) -> tuple[str, ...]:
+        """KEY VALUE pairs: what the protocol decides, the method's own, the user's."""
+        data = "DATASET.NUM_SHOTS", str(self.shots), "DATASET.SUBSAMPLE_CLASSES", scope
+        return (*data, *self.method.options.get(self.dataset, ()), *self.settings.opts)
+
+    def job(self, kind: str, folder: Path, script: str, flags: tuple[str, ...], **own) -> Job:
+        about = self.method, self.protocol, self.dataset, self.shots, self.seed
+        return Job(kind, *about, folder, script, flags, root=self.settings.root, **own)
+
+
+def _last(where: Where) -> list[Job]:
+    protocol, method, dataset = where.protocol, where.method, where.dataset
     if protocol == BASE2NEW:
-        train = _training(TRAIN_BASE, BASE2NEW, *where)
-        return [train, _test(TEST_NEW, BASE2NEW, *where, train)]
+        train = _training(TRAIN_BASE, where)
+        return [train, _test(TEST_NEW, where, train)]
     if protocol == FEW_SHOT:
-        if method.trained:
-            return [_training(FEW_SHOT_TRAIN, FEW_SHOT, *where)]
-        return [_training(FEW_SHOT_TRAIN, FEW_SHOT, method, dataset, 0, seed, settings)]
+        return [_training(FEW_SHOT_TRAIN, where if method.trained else replace(where, shots=0))]
     source = source_of(dataset)
     if dataset == source:
-        return [_training(XD_TRAIN, protocol, *where)]
+        return [_training(XD_TRAIN, where)]
     if method.transductive:  # it learns from the target's own training images
         if is_domain(dataset):
             raise PlanError(
                 f"{method.trainer} learns from each target's own training images, and {dataset} "
                 "has none; leave it out"
             )
-        return [_training(XD_TEST, protocol, *where)]
-    train = _training(XD_TRAIN, protocol, method, source, shots, seed, settings)
-    return [train, _test(XD_TEST, protocol, *where, train)]
+        return [_training(XD_TEST, where)]
+    train = _training(XD_TRAIN, replace(where, dataset=source))
+    return [train, _test(XD_TEST, where, train)]
 
 
-def _recipe(
-    protocol: str, method: Method, dataset: str, shots: int, settings: Settings
-) -> tuple[str, tuple[str, ...]]:
-    """The recipe's stem, and the flags that name both files."""
-    stem = settings.config or method.recipe(protocol, dataset, shots, settings.backbone)
-    if stem is None:
-        raise PlanError(f"{method.trainer} is not defined under {protocol}; leave it out")
-    files = f"configs/datasets/{dataset}.yaml", f"configs/trainers/{method.trainer}/{stem}.yaml"
-    for file in files:
-        path = settings.root / file
-        if not path.is_file():
-            there = sorted(other.stem for other in path.parent.glob("*.yaml"))
-            raise PlanError(
-                f"there is no {file}; {Path(file).parent} holds: {' '.join(there) or 'nothing'}"
-            )
-    return stem, ("--dataset-config-file", files[0], "--config-file", files[1])
-
-
-def _training(
-    phase: str,
-    protocol: str,
-    method: Method,
-    dataset: str,
-    shots: int,
-    seed: int,
-    settings: Settings,
-) -> Job:
-    scope = SCOPE_OF_PHASE[phase]
-    stem, files = _recipe(protocol, method, dataset, shots, settings)
-    folder = run_dir(phase, dataset, shots, method.trainer, stem, seed, settings.out)
-    common = ("--root", settings.data, "--seed", str(seed), *files, "--trainer", method.trainer)
+def _training(phase: str, where: Where) -> Job:
+    method, scope = where.method, SCOPE_OF_PHASE[phase]
+    folder, common = where.flags(phase)
     flags = (*common, "--output-dir", str(folder))
     if not method.trained:
         flags += ("--eval-only",)
-    own = (*method.options.get(dataset, ()), *settings.opts)
-    opts = (*_data_opts(shots, scope), *own)
-    needs: list[Job] = []
+    opts, needs = where.opts(scope), []
     if method.needs_dump:
-        store = store_dir(dataset, shots, scope, seed, settings.stores)
-        everything = store_dir(dataset, shots, "all", seed, settings.stores)
-        if is_dumped(settings.root / everything):  # it holds what a base run asks for, and more
-            store, scope = everything, "all"
+        store, scope = _store(where, scope)
         opts = ("TRAINER.FDBPL.STORE", str(store), *opts)
+        own = (*common, "--store", str(store))
         needs.append(
-            Job(
-                "dump", method, protocol, dataset, shots, seed, store, "dump_teacher_logits.py",
-                (*common, "--store", str(store)), (*_data_opts(shots, scope), *own),
-                root=settings.root,
-            )
-        )  # fmt: skip
+            where.job("dump", store, "dump_teacher_logits.py", own, opts=where.opts(scope))
+        )
     if method.teacher is not None:
-        teacher = _teacher(phase, protocol, method, dataset, shots, seed, settings)
-        needs.append(teacher)
-        opts = ("TRAINER.PROMPTKD.TEACHER_DIR", str(teacher.folder), *opts)
-    return Job(
-        "train", method, protocol, dataset, shots, seed, folder, "train.py", flags, opts,
-        root=settings.root, needs=tuple(needs),
-    )  # fmt: skip
+        needs.append(_teacher(phase, where))
+        opts = ("TRAINER.PROMPTKD.TEACHER_DIR", str(needs[-1].folder), *opts)
+    return where.job("train", folder, "train.py", flags, opts=opts, needs=tuple(needs))
 
 
-def _teacher(
-    phase: str,
-    protocol: str,
-    method: Method,
-    dataset: str,
-    shots: int,
-    seed: int,
-    settings: Settings,
-) -> Job:
+def _store(where: Where, scope: str) -> tuple[Path, str]:
+    """The store that a training reads and the classes in it: one of all classes has what a base run
+    asks for, and more."""
+    stores = {
+        name: store_dir(where.dataset, where.shots, name, where.seed, where.settings.stores)
+        for name in (scope, "all")
+    }
+    found = "all" if is_dumped(where.settings.root / stores["all"]) else scope
+    return stores[found], found
+
+
+def _teacher(phase: str, where: Where) -> Job:
     """Training of the method's teacher: on the base classes of the data set, or on the source."""
-    folder, stem = method.teacher
+    folder, stem = where.method.teacher
     opts: tuple[str, ...] = ()
+    dataset = where.dataset
     if phase in (XD_TEST, XD_TRAIN):
         phase, dataset = XD_TRAIN, source_of(dataset)
     if is_toy(dataset):
         stem, opts = "toy", ("MODEL.BACKBONE.NAME", "toy-teacher")
-    where = replace(settings, out=str(Path(settings.out, TEACHERS)), config=stem, opts=opts)
-    return _training(phase, protocol, find_method(folder), dataset, shots, seed, where)
+    out = str(Path(where.settings.out, TEACHERS))
+    settings = replace(where.settings, out=out, config=stem, opts=opts)
+    teacher = replace(where, method=find_method(folder), dataset=dataset, settings=settings)
+    return _training(phase, teacher)
 
 
-def _test(
-    phase: str,
-    protocol: str,
-    method: Method,
-    dataset: str,
-    shots: int,
-    seed: int,
-    settings: Settings,
-    trained: Job,
-) -> Job:
+def _test(phase: str, where: Where, trained: Job) -> Job:
     """The prompts of `trained` on another scope or data set; hand-written ones as they are."""
-    stem, files = _recipe(protocol, method, dataset, shots, settings)
-    place = parse_run_dir(trained.folder)
+    method, place = where.method, parse_run_dir(trained.folder)
     assert place is not None
-    stem = place.config  # the recipe of the training, also where the target has another
-    files = (*files[:3], f"configs/trainers/{method.trainer}/{stem}.yaml")
-    folder = run_dir(phase, dataset, shots, method.trainer, stem, seed, settings.out)
-    common = ("--root", settings.data, "--seed", str(seed), *files, "--trainer", method.trainer)
-    opts = (*method.options.get(dataset, ()), *settings.opts)
-    opts = (*_data_opts(shots, SCOPE_OF_PHASE[phase]), *opts)
+    # The recipe of the training, also where the target has another.
+    folder, common = where.flags(phase, place.config)
+    opts = where.opts(SCOPE_OF_PHASE[phase])
     if method.teacher is not None:  # its text features are the student's classifier
         opts = (*trained.opts[: trained.opts.index("DATASET.NUM_SHOTS")], *opts)
-    return Job(
-        "test", method, protocol, dataset, shots, seed, folder, "train.py",
-        (*common, "--output-dir", str(folder), "--eval-only"),
-        opts,
-        trained=trained.folder if method.trained else None,
-        root=settings.root,
-        needs=(trained,) if method.trained else (),
-    )  # fmt: skip
-
-
-def _data_opts(shots: int, scope: str) -> tuple[str, ...]:
-    return ("DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", scope)
+    flags = (*common, "--output-dir", str(folder), "--eval-only")
+    if not method.trained:
+        return where.job("test", folder, "train.py", flags, opts=opts)
+    own = {"trained": trained.folder, "needs": (trained,)}
+    return where.job("test", folder, "train.py", flags, opts=opts, **own)
 
 
 def check_datasets(protocol: str, datasets: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import bars, dump, end_to_end, step_time, table
+from benchmarks import bars, dump, end_to_end, startup, step_time, table
 from benchmarks.clips import TINY, class_names, random_student
 from benchmarks.measure import Part, count
 from benchmarks.official import FullPrompts
@@ -111,6 +111,23 @@ def test_dump_tells_regions_per_second_and_shares(tmp_path):
     for row in rows:
         assert row["regions_per_second"] > 0
         assert 0 < row["teacher_share"] < 1 and 0 < row["decode_share"] < 1
+
+
+def test_startup_is_told_by_phase(tmp_path, capsys):
+    path = tmp_path / "startup.json"
+    startup.main(["--trainers", "FDBPL", "--rounds", "1", "--json", str(path)])
+    record = json.loads(path.read_text())
+    (row,) = record["rows"]
+    assert row["name"] == "FDBPL" and min(row[phase] for phase in startup.PHASES) > 0
+    assert sum(row[phase] for phase in startup.PHASES) == pytest.approx(row["wall"], abs=0.01)
+    assert row["cpu"] > 0 and "commit" in record and record["options"]["rounds"] == 1
+    assert "| FDBPL |" in capsys.readouterr().out
+
+
+def test_a_run_that_ends_before_its_first_step_is_told(tmp_path):
+    call = startup.command(startup.report.REPO, tmp_path, "train.py", "CoOp", "--no-train")
+    with pytest.raises(RuntimeError, match="ended before its first step:(?s:.*)no folder"):
+        startup.until_first_step(call, startup.report.REPO)
 
 
 def test_a_bar_is_met_or_not():

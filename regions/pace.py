@@ -21,6 +21,7 @@ from regions.spec import RegionSpec
 
 SHARE = 0.03  # of a dump's teacher passes: what measuring may take
 MOST_REGIONS = 16  # in a measured batch
+QUICK_SECONDS = 0.5  # until then a quick teacher is timed again, and its median counts
 IMAGES = 3  # decoded and cut for the time of one
 START_SECONDS = 1.0  # what workers have to save before they are started
 NEAR = 1.05  # as good as the best: then fewer cores are taken
@@ -113,7 +114,7 @@ def measure(
     counts: Sequence[int],
     most_regions: int,
 ) -> Times | None:
-    """Time a teacher on one small batch for each number of threads, and the cutting of images.
+    """Time a teacher on a small batch for each number of threads, and the cutting of images.
 
     Args:
         run: teacher on uint8 regions (B, H, W, 3); returns when it is done.
@@ -134,13 +135,21 @@ def measure(
         cutting.append(time.perf_counter() - started)
     pixels = np.concatenate(regions)
     pixels = np.resize(pixels, (batch, *pixels.shape[1:]))  # repeated where there are fewer
-    teacher = {}
-    for count in counts:
-        with using_threads(count):
-            run(pixels[:1])  # threads start, memory is taken
-            started = time.perf_counter()
-            run(pixels)
-            teacher[count] = (time.perf_counter() - started) / batch * spec.num_regions
+    taken: dict[int, list[float]] = {count: [] for count in counts}
+    begun, used = time.perf_counter(), 0
+    while not used or (
+        time.perf_counter() - begun < QUICK_SECONDS and used + len(counts) * batch <= most_regions
+    ):
+        for count, seconds in taken.items():  # in turn: neighbours come and go
+            with using_threads(count):
+                if not seconds:
+                    run(pixels[:1])  # threads start, memory is taken
+                    used += 1
+                started = time.perf_counter()
+                run(pixels)
+                seconds.append((time.perf_counter() - started) / batch)
+                used += batch
+    teacher = {count: float(np.median(taken[count])) * spec.num_regions for count in counts}
     return Times(teacher, float(np.median(cutting)))
 
 

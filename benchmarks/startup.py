@@ -56,7 +56,7 @@ def draw_training_images(root: Path) -> None:
 
 def environment(tree: Path) -> dict[str, str]:
     """One thread, and the engine of that tree even where another is installed."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree / "dassl-lite")}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree.resolve() / "dassl-lite")}
 
 
 def until_first_step(call: Sequence[str], tree: Path) -> dict[str, float]:
@@ -86,13 +86,13 @@ def measure(
     trees: Sequence[Path], trainers: Sequence[str], rounds: int, folder: Path
 ) -> list[dict[str, Any]]:
     draw_training_images(folder / "data")
-    dump = command(trees[0], folder, "dump_teacher_logits.py", "FDBPL")
+    dump = command(trees[0].resolve(), folder, "dump_teacher_logits.py", "FDBPL")
     subprocess.run(dump, cwd=trees[0], env=environment(trees[0]), check=True, capture_output=True)
     found = {(trainer, tree): [] for trainer in trainers for tree in trees}
     for turn in range(rounds + 1):
         for (trainer, tree), runs in found.items():
             out = str(folder / f"{trainer}_{trees.index(tree)}_{turn}")
-            call = command(tree, folder, "train.py", trainer, "--output-dir", out)
+            call = command(tree.resolve(), folder, "train.py", trainer, "--output-dir", out)
             runs.append(until_first_step(call, tree))
     rows = []
     for (trainer, tree), (_, *runs) in found.items():  # the first warms up, and keeps the features
@@ -106,13 +106,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trainers", nargs="+", default=["CoOp", "FDBPL"])
-    parser.add_argument("--trees", type=Path, nargs="+", default=[report.REPO])
+    parser.add_argument("--trees", type=Path, nargs="+", default=[Path(".")])
     parser.add_argument("--rounds", type=int, default=5)
     report.add_flags(parser)
     args = parser.parse_args(argv)
-    trees = [tree.resolve() for tree in args.trees]
     with tempfile.TemporaryDirectory(prefix="startup_") as name:
-        rows = measure(trees, args.trainers, args.rounds, Path(name))
+        rows = measure(args.trees, args.trainers, args.rounds, Path(name))
     keys = (*PHASES, "wall", "cpu")
     lines = [(row["name"], row["tree"], *(f"{row[key]:.2f}" for key in keys)) for row in rows]
     print(report.markdown(("trainer", "tree", *(f"{key}, s" for key in keys)), lines))

@@ -140,8 +140,55 @@ def test_a_bar_is_met_or_not():
     assert "NOT MET  regions_32x8_vs_32" in bars.lines(checked)
 
 
-def test_the_readme_shows_the_kept_results():
-    assert table.tables() in table.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_show_the_kept_results(page):
+    """What --write would write is there; with other numbers it would not be."""
+    assert table.filled(page, table.PAGES[page]()) == page.read_text(encoding="utf-8")
+
+
+def kept(folder, benchmark: str, fits, change) -> None:
+    """A kept result, changed, as the only one of a folder."""
+    record = table._latest(table.RESULTS, benchmark, fits)
+    change(record)
+    target = folder / "machine" / f"{benchmark}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record))
+
+
+def test_the_first_pages_table_is_made_of_the_json(tmp_path):
+    def steps(record):
+        for row in record["rows"]:
+            row["ms"] = 1000.0 if row["name"] == table.OURS else row["ms"] and 7000.0
+
+    def runs(record):
+        for row in record["rows"]:
+            row["seconds"] = 36_000.0 if row["name"] == "KDPL, official" else 7_200.0
+
+    kept(tmp_path, "step_time", table._has_front_steps, steps)
+    kept(tmp_path, "end_to_end", table._has_front_runs, runs)
+    made = table.front_table(tmp_path)
+    assert "| CoOp, official | 7.00 s\\* (7x) | 7.00 s\\* (7x) |" in made
+    assert "| FDBPL here, cached features | 1.00 s (1x) | 1.00 s (1x) |" in made
+    assert "| FDBPL here, M = 16 | 2.0 h (5x faster) |" in made
+    assert len([line for line in made.splitlines() if line.startswith("| ")]) <= 10 + 2 * 2
+
+
+def test_results_without_a_row_of_the_first_page_are_told(tmp_path):
+    def on_gpu(record):
+        record["options"]["device"] = "cuda"
+
+    kept(tmp_path, "step_time", table._has_front_steps, on_gpu)
+    with pytest.raises(
+        ValueError, match="no step_time.json of a CPU .*python -m benchmarks.step_t"
+    ):
+        table.front_table(tmp_path)
+
+
+def test_a_page_that_lost_its_marks_is_told(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="README.md has lost its marks"):
+        table.filled(page, "")
 
 
 def test_unknown_sizes_are_refused_with_the_choices():

@@ -44,13 +44,18 @@ def command(tree: Path, folder: Path, script: str, trainer: str, *extra: str) ->
     ]
 
 
-def draw_training_images(root: Path) -> None:
+def draw_images(root: Path) -> None:
+    """The toy world with empty files for the images that are listed and not opened."""
     toys = TOY_SETS["ToyShapes"]
-    for label in range(len(toys.classes)):
-        for index in range(toys.counts["train"]):
-            path = root / toys.folder / toys.path("train", label, index)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            toys.picture("train", label, index).save(path)
+    for split, count in toys.counts.items():
+        for label in range(len(toys.classes)):
+            for index in range(count):
+                path = root / toys.folder / toys.path(split, label, index)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if split == "train":
+                    toys.picture(split, label, index).save(path)
+                else:
+                    path.touch()
     (root / toys.folder / STAMP).write_text(json.dumps(toys.stamp()))
 
 
@@ -85,7 +90,7 @@ def until_first_step(call: Sequence[str], tree: Path) -> dict[str, float]:
 def measure(
     trees: Sequence[Path], trainers: Sequence[str], rounds: int, folder: Path
 ) -> list[dict[str, Any]]:
-    draw_training_images(folder / "data")
+    draw_images(folder / "data")
     dump = command(trees[0].resolve(), folder, "dump_teacher_logits.py", "FDBPL")
     subprocess.run(dump, cwd=trees[0], env=environment(trees[0]), check=True, capture_output=True)
     found = {(trainer, tree): [] for trainer in trainers for tree in trees}

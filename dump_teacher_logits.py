@@ -40,10 +40,19 @@ from configs.cli import UsageError, add_family_flags, run_script, setup_cfg
 from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
-from regions.dump import dump, dump_cost, dump_seconds, list_images, stored_teacher_accuracy
+from regions.dump import (
+    dump,
+    dump_cost,
+    dump_seconds,
+    list_images,
+    stored_teacher_accuracy,
+    teacher_on_pixels,
+    threads_of_dump,
+)
 from regions.fit import require_same_spec
 from regions.images import ImageTable
 from regions.manifest import find_dump
+from regions.pace import find_pace, using_threads
 from regions.shared import SharedWriter
 from regions.sources import expand, images_of, read_classnames
 from regions.spec import FROM_TEACHER, RegionSpec, region_settings
@@ -96,24 +105,36 @@ def main(args: argparse.Namespace) -> None:
     if spec.kind == "features":
         print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
     run_teacher = teacher.image_features if spec.kind == "features" else teacher
-    if spec.teacher_precision != "fp32" and place.rank == 0:
-        run_teacher = ComparedWithFp32(teacher, run_teacher)
-    finished = dump(
-        store,
+    pace, told = find_pace(
         spec,
         root,
-        run_teacher,
-        mean=teacher.mean,
-        std=teacher.std,
-        device=device,
-        batch_size=args.batch_size,
-        workers=min(cfg.DATALOADER.NUM_WORKERS, max(0, (os.cpu_count() or 1) - 2)),
-        shard_images=args.shard_images,
-        started=started,
-        text=text_CD,
-        shared=place.shared,
-        progress=place.rank == 0,
+        teacher_on_pixels(run_teacher, teacher.mean, teacher.std, device),
+        regions_left(store, spec),
+        on_cpu=device.type == "cpu",
+        threads=args.threads,
+        workers=args.workers,
+        before=threads_of_dump(store),
     )
+    place.tell(f"Pace            {told}")
+    if spec.teacher_precision != "fp32" and place.rank == 0:
+        run_teacher = ComparedWithFp32(teacher, run_teacher)
+    with using_threads(pace.threads):
+        finished = dump(
+            store,
+            spec,
+            root,
+            run_teacher,
+            mean=teacher.mean,
+            std=teacher.std,
+            device=device,
+            batch_size=args.batch_size,
+            workers=pace.workers,
+            shard_images=args.shard_images,
+            started=started,
+            text=text_CD,
+            shared=place.shared,
+            progress=place.rank == 0,
+        )
     if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left and run_teacher.gaps:
         run_teacher.tell()  # a dump of fewer batches
     if finished is not None:
@@ -216,6 +237,8 @@ def require_usage(args: argparse.Namespace, cfg) -> None:
         )
     if args.batch_size < 1 or (args.shard_images is not None and args.shard_images < 1):
         raise UsageError("--batch-size and --shard-images need 1 or more.")
+    if (args.threads is not None and args.threads < 1) or (args.workers or 0) < 0:
+        raise UsageError("--threads needs 1 or more, --workers 0 or more.")
 
 
 def refuse_or_recognise(store: Path, spec: RegionSpec, shared: bool) -> bool:
@@ -238,7 +261,7 @@ def print_plan(store: Path, spec: RegionSpec, epochs: int, tell: Callable[[str],
     cost = dump_cost(spec)
     folder = next(path for path in (store, *store.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
-    there = sum(file.stat().st_size for file in store.glob("*.safetensors"))
+    there = bytes_there(store)
     tell(
         f"Images          {cost.images}, of {len(spec.classnames)} classes\n"
         f"Regions         {spec.num_regions} per image\n"
@@ -254,6 +277,16 @@ def print_plan(store: Path, spec: RegionSpec, epochs: int, tell: Callable[[str],
             f"{store} needs {human(cost.bytes - there)}, but the disk has {human(free)}. "
             "Free some space, give --store on another disk, or lower TRAINER.FDBPL.NUM_REGIONS."
         )
+
+
+def bytes_there(store: Path) -> int:
+    return sum(file.stat().st_size for file in store.glob("*.safetensors"))
+
+
+def regions_left(store: Path, spec: RegionSpec) -> int:
+    """About how many regions the teacher has still to see, by the size of what is on disk."""
+    cost = dump_cost(spec)
+    return round(cost.passes * max(0.0, 1 - bytes_there(store) / cost.bytes))
 
 
 def print_result(store: RegionStore) -> None:
@@ -295,6 +328,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=256, help="regions per teacher pass")
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (about 4096 regions); lost if killed"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="of the teacher on a CPU (default: the fastest, by measurement)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that decode and cut images; 0: none (default: by measurement)",
     )
     parser.add_argument(
         "--shared", action="store_true", help="other processes run this line too (torchrun says so)"

@@ -128,33 +128,6 @@ def one_dump(
     return row
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    def share(row: dict[str, Any], name: str) -> str:
-        return f"{100 * row[name]:.1f} %" if name in row else "-"
-
-    return report.markdown(
-        (
-            "batch",
-            "threads",
-            "workers",
-            "regions / s",
-            "per CPU second",
-            "teacher",
-            "decode",
-            "cut",
-        ),
-        [
-            (
-                *(str(row[name]) for name in ("batch_size", "threads", "workers")),
-                f"{row['regions_per_second']:.2f}",
-                f"{1000 / row['cpu_ms']:.2f}",
-                *(share(row, f"{name}_share") for name in ("teacher", "decode", "cut")),
-            )
-            for row in rows
-        ],
-    )
-
-
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -182,7 +155,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             for workers in args.workers
         ]
     print(f"{args.images} images of {WIDTH} x {HEIGHT}, {args.regions} regions, {args.teacher}\n")
-    print(table(rows))
+    print(report.dump_rows(rows))
     options = {key: value for key, value in vars(args).items() if key != "json"}
     report.keep(args.json, "dump", options, rows=rows)
     return rows

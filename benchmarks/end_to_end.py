@@ -282,24 +282,6 @@ def ratios_of(rows: Sequence[dict[str, Any]], against: str) -> dict[str, float]:
     return found
 
 
-def table(rows: Sequence[dict[str, Any]], against: str) -> str:
-    online = next(row["seconds"] for row in rows if row["name"] == against)
-    names = list(dict.fromkeys(phase for row in rows for phase in row["phases"]))
-    return report.markdown(
-        ("run", *(f"{name}, s" for name in names), "whole, s", "times", "without dump"),
-        [
-            (
-                row["name"],
-                *(f"{row['phases'][n]:,.0f}" if n in row["phases"] else "-" for n in names),
-                f"{row['seconds']:,.0f}",
-                f"{online / row['seconds']:.2f}x",
-                f"{online / row['seconds_without_dump']:.2f}x",
-            )
-            for row in rows
-        ],
-    )
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -326,7 +308,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         rows = measure_toy(args.seeds, args.regions, args.toy_options)
         result["rows"] += rows
         result["ratios"]["toy"] = ratios_of(rows, "KDPL here")
-        print(f"\ntoy world, {len(args.seeds)} seeds, measured\n\n{table(rows, 'KDPL here')}")
+        table = report.whole_rows(rows, "KDPL here")
+        print(f"\ntoy world, {len(args.seeds)} seeds, measured\n\n{table}")
     if "composed" in args.worlds:
         steps = json.loads(args.steps.read_text()) if args.steps else run_steps(args)
         rows = compose(Pieces.of(steps, args.student, args.classes), args, len(args.seeds))
@@ -334,7 +317,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result["ratios"]["composed"] = ratios_of(rows, "KDPL, official")
         result["steps"] = {name: steps.get(name) for name in ("commit", "finished", "options")}
         result["bars"] = bars.check_whole(result["ratios"]["composed"], args.classes, args.student)
-        print(f"\n{rows[0]['world']}\n\n{table(rows, 'KDPL, official')}")
+        print(f"\n{rows[0]['world']}\n\n{report.whole_rows(rows, 'KDPL, official')}")
         print("\n" + bars.lines(result["bars"]))
     options = {key: value for key, value in vars(args).items() if key not in ("json", "steps")}
     report.keep(args.json, "end_to_end", options, **result)

@@ -49,6 +49,46 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def dump_rows(rows: Iterable[dict[str, Any]]) -> str:
+    """What benchmarks.dump measured, as a table."""
+
+    def share(row: dict[str, Any], name: str) -> str:
+        return f"{100 * row[name]:.1f} %" if name in row else "-"
+
+    head = ("batch", "threads", "workers", "regions / s", "per CPU second")
+    return markdown(
+        (*head, "teacher", "decode", "cut"),
+        [
+            (
+                *(str(row[name]) for name in ("batch_size", "threads", "workers")),
+                f"{row['regions_per_second']:.2f}",
+                f"{1000 / row['cpu_ms']:.2f}",
+                *(share(row, f"{name}_share") for name in ("teacher", "decode", "cut")),
+            )
+            for row in rows
+        ],
+    )
+
+
+def whole_rows(rows: Sequence[dict[str, Any]], against: str) -> str:
+    """Whole runs of one world as a table: seconds by phase, and how many times faster than one."""
+    online = next(row["seconds"] for row in rows if row["name"] == against)
+    names = list(dict.fromkeys(phase for row in rows for phase in row["phases"]))
+    return markdown(
+        ("run", *(f"{name}, s" for name in names), "whole, s", "faster", "without dump"),
+        [
+            (
+                row["name"],
+                *(f"{row['phases'][n]:,.0f}" if n in row["phases"] else "-" for n in names),
+                f"{row['seconds']:,.0f}",
+                f"{online / row['seconds']:.2f}x",
+                f"{online / row['seconds_without_dump']:.2f}x",
+            )
+            for row in rows
+        ],
+    )
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also keep the numbers there")
 

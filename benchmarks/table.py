@@ -1,7 +1,8 @@
 r"""Tables of the kept benchmark results, in Markdown.
 
     python -m benchmarks.table            print them
-    python -m benchmarks.table --write    put them into benchmarks/README.md, between its marks
+    python -m benchmarks.table --write    put them into benchmarks/README.md, and a short one into
+                                          README.md, between their marks
 
 Reads benchmarks/results/<machine>/step_time*.json, end_to_end*.json and dump*.json.
 """
@@ -14,12 +15,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import REPO, markdown
+from benchmarks.report import REPO, dump_rows, markdown, whole_rows
 
 RESULTS = REPO / "benchmarks" / "results"
 README = REPO / "benchmarks" / "README.md"
 BEGIN, END = "<!-- python -m benchmarks.table --write -->", "<!-- end of tables -->"
 OURS = "FDBPL here, cached features"
+
+FRONT_PAGE = REPO / "README.md"
+FRONT_STUDENT, FRONT_CLASSES = "ViT-B/16", (50, 500)
+FRONT_STEPS = (
+    "KDPL, official, fp32 teacher",
+    "CoOp, official",
+    "FDBPL, its authors",
+    "CoOp here, images each step",
+    "CoOp here, cached features",
+    "FDBPL here, images each step",
+    OURS,
+)
+FRONT_RUNS = ("KDPL, official", "FDBPL here, M = 16")
 
 
 def step_table(record: dict[str, Any]) -> str:
@@ -98,22 +112,7 @@ def whole_table(record: dict[str, Any]) -> str:
     parts = []
     for world in dict.fromkeys(row["world"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["world"] == world]
-        names = list(dict.fromkeys(phase for row in rows for phase in row["phases"]))
-        online = rows[0]["seconds"]
-        head = ("run", *(f"{name}, s" for name in names), "whole, s", "faster", "without dump")
-        table = markdown(
-            head,
-            [
-                (
-                    row["name"],
-                    *(f"{row['phases'][n]:,.0f}" if n in row["phases"] else "-" for n in names),
-                    f"{row['seconds']:,.0f}",
-                    f"{online / row['seconds']:.2f}x",
-                    f"{online / row['seconds_without_dump']:.2f}x",
-                )
-                for row in rows
-            ],
-        )
+        table = whole_rows(rows, rows[0]["name"])
         parts.append(f"{rows[0]['seeds']} seeds, {world}, CPU time of one thread:\n\n{table}")
     if record["bars"]:
         parts.append(bar_table(record))
@@ -121,34 +120,10 @@ def whole_table(record: dict[str, Any]) -> str:
 
 
 def dump_table(record: dict[str, Any]) -> str:
-    def share(row: dict[str, Any], name: str) -> str:
-        return f"{100 * row[name]:.1f} %" if name in row else "-"
-
     options = record["options"]
-    table = markdown(
-        (
-            "batch",
-            "threads",
-            "workers",
-            "regions / s",
-            "per CPU second",
-            "teacher",
-            "decode",
-            "cut",
-        ),
-        [
-            (
-                *(str(row[name]) for name in ("batch_size", "threads", "workers")),
-                f"{row['regions_per_second']:.2f}",
-                f"{1000 / row['cpu_ms']:.2f}",
-                *(share(row, f"{name}_share") for name in ("teacher", "decode", "cut")),
-            )
-            for row in record["rows"]
-        ],
-    )
     return (
         f"The dump: {options['images']} images x {options['regions']} regions, teacher "
-        f"{options['teacher']}, wall time:\n\n{table}\n\n{origin(record)}"
+        f"{options['teacher']}, wall time:\n\n{dump_rows(record['rows'])}\n\n{origin(record)}"
     )
 
 
@@ -156,7 +131,7 @@ def origin(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; torch "
-        f"{versions['torch']}, commit {(record['commit'] or 'unknown')[:12]}, {record['finished']}."
+        f"{versions['torch']}, commit {_commit(record)}, {record['finished']}."
     )
 
 
@@ -180,14 +155,110 @@ def tables(folder: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def between_marks(text: str, tables: str) -> str:
-    """The text with what stands between its marks replaced.
+# --- the table of the first page ------------------------------------------------------------
+
+
+def front_table(folder: Path = RESULTS) -> str:
+    """Steps and a whole run with ViT-B/16 on a CPU: the latest results that hold both.
+
+    Raises:
+        ValueError: there are none.
+    """
+    steps = _latest(folder, "step_time", _has_front_steps)
+    whole = _latest(folder, "end_to_end", _has_front_runs)
+    rows = {
+        (row["name"], row["classes"]): row
+        for row in steps["rows"]
+        if row["student"] == FRONT_STUDENT
+    }
+
+    def cell(name: str, classes: int) -> str:
+        row, ours = rows[name, classes], rows[OURS, classes]
+        mark = "\\*" if any(times > 1 for _, times in row["parts"]) else ""
+        return f"{row['ms'] / 1000:,.2f} s{mark} ({row['ms'] / ours['ms']:.3g}x)"
+
+    head = ("one training step", *(f"{classes} classes" for classes in FRONT_CLASSES))
+    table = markdown(
+        head, [(name, *(cell(name, c) for c in FRONT_CLASSES)) for name in FRONT_STEPS]
+    )
+    online, ours = (_row(whole, name) for name in FRONT_RUNS)
+    runs = markdown(
+        ("whole run of all seeds", "with the dump", "without"),
+        [
+            (online["name"], _hours(online["seconds"]), "has none"),
+            (
+                ours["name"],
+                *(
+                    f"{_hours(ours[key])} ({online['seconds'] / ours[key]:.3g}x faster)"
+                    for key in ("seconds", "seconds_without_dump")
+                ),
+            ),
+        ],
+    )
+    options, run = steps["options"], whole["options"]
+    shown = [rows[name, classes] for name in FRONT_STEPS for classes in FRONT_CLASSES]
+    scaled = dict.fromkeys(part for row in shown for part, times in row["parts"] if times > 1)
+    return (
+        f"Student {FRONT_STUDENT}, teacher {options['teacher']}, {options['precision']}, random "
+        "weights, CPU time of one thread. In brackets: how many steps of FDBPL on cached features "
+        f"that is.\n\n{table}\n\n\\* With pieces that were timed small and scaled up to the step: "
+        f"{'; '.join(scaled)}. Fewest timings of a piece: {min(row['repeats'] for row in shown)}. "
+        f"The whole run of {ours['seeds']} seeds ({run['classes']} classes, "
+        f"{run['images']} images, {run['epochs']} epochs; M regions of an image) is composed of "
+        f"such pieces:\n\n{runs}\n\nSteps: {origin(steps)} Runs: commit {_commit(whole)}."
+    )
+
+
+def _latest(folder: Path, benchmark: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    records = [json.loads(file.read_text("utf-8")) for file in folder.glob(f"*/{benchmark}*.json")]
+    fitting = [record for record in records if fits(record)]
+    if not fitting:
+        raise ValueError(
+            f"{folder} holds no {benchmark}.json of a CPU with all rows of README.md's table; run "
+            f"python -m benchmarks.{benchmark} --json {folder}/<machine>/{benchmark}.json"
+        )
+    return max(fitting, key=lambda record: record["finished"])
+
+
+def _has_front_steps(record: dict[str, Any]) -> bool:
+    there = {
+        (row["name"], row["classes"])
+        for row in record["rows"]
+        if row["student"] == FRONT_STUDENT and row["ms"] is not None
+    }
+    wanted = {(name, classes) for name in FRONT_STEPS for classes in FRONT_CLASSES}
+    return record["options"]["device"] == "cpu" and wanted <= there
+
+
+def _has_front_runs(record: dict[str, Any]) -> bool:
+    names = {row["name"] for row in record["rows"]}
+    return record["options"]["student"] == FRONT_STUDENT and set(FRONT_RUNS) <= names
+
+
+def _row(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(row for row in record["rows"] if row["name"] == name)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h"
+
+
+def _commit(record: dict[str, Any]) -> str:
+    return (record["commit"] or "unknown")[:12]
+
+
+# --- into the pages -------------------------------------------------------------------------
+
+
+def filled(page: Path, tables: str) -> str:
+    """A page with what stands between its marks replaced.
 
     Raises:
         ValueError: a mark is missing.
     """
+    text = page.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
-        raise ValueError(f"{README} has lost its marks: put {BEGIN} and {END} around the tables.")
+        raise ValueError(f"{page} has lost its marks: put {BEGIN} and {END} around the tables.")
     head, rest = text.split(BEGIN, 1)
     return f"{head}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END, 1)[1]}"
 
@@ -196,13 +267,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="into benchmarks/README.md")
+    parser.add_argument("--write", action="store_true", help="into README.md of both folders")
     args = parser.parse_args(argv)
-    if args.write:
-        README.write_text(between_marks(README.read_text("utf-8"), tables()), "utf-8")
-    else:
-        print(tables())
+    for page, make in PAGES.items():
+        if args.write:
+            page.write_text(filled(page, make()), encoding="utf-8")
+        else:
+            print(make(), end="\n\n")
 
+
+PAGES: dict[Path, Callable[[], str]] = {README: tables, FRONT_PAGE: front_table}
 
 if __name__ == "__main__":
     main()

@@ -28,6 +28,7 @@ from regions.dataset import read_image, reading, to_input
 from regions.files import DTYPES, Tensors, write_whole
 from regions.kinds import encode
 from regions.layout import CLAIMS, data_bytes, shard_tensors
+from regions.manifest import find_dump
 from regions.shared import SharedWriter
 from regions.spec import RegionImage, RegionSpec, relative_path
 from regions.store import RegionStore, RegionStoreError
@@ -105,11 +106,12 @@ def dump(
             disable=not progress,
         )
 
+        on_pixels = teacher_on_pixels(teacher, mean, std, device)
+
         def run(regions_BHW3: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
+            output_BX = on_pixels(regions_BHW3)
             bar.update(len(regions_BHW3))
-            return output_BX.float().cpu().numpy()
+            return output_BX
 
         done = False
         with bar:
@@ -130,6 +132,19 @@ def dump(
                         clock.join()
                     done = writer.finish()
         return RegionStore.open(writer.path) if writer.is_finished else None
+
+
+def teacher_on_pixels(
+    teacher: Teacher, mean: Sequence[float], std: Sequence[float], device: str | torch.device
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The teacher as a function of uint8 regions (B, H, W, 3), giving float32."""
+
+    def run(regions_BHW3: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
+        return output_BX.float().cpu().numpy()
+
+    return run
 
 
 def regions_of(writer: StoreWriter, shards: Iterable[int]) -> int:
@@ -240,6 +255,17 @@ def dump_record_path(store: str | Path) -> Path:
     return store.with_name(store.name + ".dump.json")
 
 
+def threads_of_dump(store: str | Path) -> int | None:
+    """Threads that the latest session of an unfinished dump computed with, where that is known."""
+    if find_dump(Path(store).expanduser()) is None:
+        return None
+    try:
+        record = json.loads(dump_record_path(store).read_text(encoding="utf-8"))
+        return max(1, int(record["sessions"][-1]["threads"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def dump_seconds(store: str | Path) -> float | None:
     """Wall time that a store took to dump, or None where its record is lost."""
     try:
@@ -262,6 +288,9 @@ class DumpClock:
         self.head = {"format": 1, "spec_id": spec.id, "teacher": spec.teacher, "device": device}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.session = {"started": now, "seconds": 0.0, "regions": 0, "device": device}
+        self.session["threads"] = (
+            torch.get_num_threads()
+        )  # the last bit of a logit may depend on it
         if self.process:
             self.session["process"] = self.process
         if writer.is_new:

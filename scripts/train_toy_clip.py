@@ -37,12 +37,12 @@ sys.path.insert(0, str(ROOT))
 
 from datasets import toy_images as toy  # noqa: E402
 from datasets.toy import TOY_SETS  # noqa: E402
+from models import openai_clip as clip  # noqa: E402
 from models.clip import (  # noqa: E402
     OPENAI_MEAN,
     OPENAI_STD,
     TOY_FILES,
     LoadedClip,
-    clip,
     load_clip,
 )
 from models.templates import DEFAULT, fill  # noqa: E402

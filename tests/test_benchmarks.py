@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import bars, dump, end_to_end, step_time, table
+from benchmarks import bars, dump, end_to_end, startup, step_time, table
 from benchmarks.clips import TINY, class_names, random_student
 from benchmarks.measure import Part, count
 from benchmarks.official import FullPrompts
@@ -145,6 +145,23 @@ def test_dump_tells_regions_per_second_and_shares(tmp_path):
         assert 0 < row["teacher_share"] < 1 and 0 < row["decode_share"] < 1
 
 
+def test_startup_is_told_by_phase(tmp_path, capsys):
+    path = tmp_path / "startup.json"
+    startup.main(["--trainers", "FDBPL", "--rounds", "1", "--json", str(path)])
+    record = json.loads(path.read_text())
+    (row,) = record["rows"]
+    assert row["name"] == "FDBPL" and min(row[phase] for phase in startup.PHASES) > 0
+    assert sum(row[phase] for phase in startup.PHASES) == pytest.approx(row["wall"], abs=0.01)
+    assert row["cpu"] > 0 and "commit" in record and record["options"]["rounds"] == 1
+    assert "| FDBPL |" in capsys.readouterr().out
+
+
+def test_a_run_that_ends_before_its_first_step_is_told(tmp_path):
+    call = startup.command(startup.report.REPO, tmp_path, "train.py", "CoOp", "--no-train")
+    with pytest.raises(RuntimeError, match="ended before its first step:(?s:.*)no folder"):
+        startup.until_first_step(call, startup.report.REPO)
+
+
 def test_a_bar_is_met_or_not():
     ratios = {50: {"fdbpl_vs_kdpl_online": 131.0, "regions_32x8_vs_32": 1.2}}
     checked = bars.check_step(ratios, "cpu", "ViT-B/16")
@@ -155,8 +172,55 @@ def test_a_bar_is_met_or_not():
     assert "NOT MET  regions_32x8_vs_32" in bars.lines(checked)
 
 
-def test_the_readme_shows_the_kept_results():
-    assert table.tables() in table.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_show_the_kept_results(page):
+    """What --write would write is there; with other numbers it would not be."""
+    assert table.filled(page, table.PAGES[page]()) == page.read_text(encoding="utf-8")
+
+
+def kept(folder, benchmark: str, fits, change) -> None:
+    """A kept result, changed, as the only one of a folder."""
+    record = table._latest(table.RESULTS, benchmark, fits)
+    change(record)
+    target = folder / "machine" / f"{benchmark}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record))
+
+
+def test_the_first_pages_table_is_made_of_the_json(tmp_path):
+    def steps(record):
+        for row in record["rows"]:
+            row["ms"] = 1000.0 if row["name"] == table.OURS else row["ms"] and 7000.0
+
+    def runs(record):
+        for row in record["rows"]:
+            row["seconds"] = 36_000.0 if row["name"] == "KDPL, official" else 7_200.0
+
+    kept(tmp_path, "step_time", table._has_front_steps, steps)
+    kept(tmp_path, "end_to_end", table._has_front_runs, runs)
+    made = table.front_table(tmp_path)
+    assert "| CoOp, official | 7.00 s\\* (7x) | 7.00 s\\* (7x) |" in made
+    assert "| FDBPL here, cached features | 1.00 s (1x) | 1.00 s (1x) |" in made
+    assert "| FDBPL here, M = 16 | 2.0 h (5x faster) |" in made
+    assert len([line for line in made.splitlines() if line.startswith("| ")]) <= 10 + 2 * 2
+
+
+def test_results_without_a_row_of_the_first_page_are_told(tmp_path):
+    def on_gpu(record):
+        record["options"]["device"] = "cuda"
+
+    kept(tmp_path, "step_time", table._has_front_steps, on_gpu)
+    with pytest.raises(
+        ValueError, match="no step_time.json of a CPU .*python -m benchmarks.step_t"
+    ):
+        table.front_table(tmp_path)
+
+
+def test_a_page_that_lost_its_marks_is_told(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="README.md has lost its marks"):
+        table.filled(page, "")
 
 
 def test_unknown_sizes_are_refused_with_the_choices():

@@ -8,17 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms as T
-import torchvision.transforms.functional as F
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
-from torchvision.transforms.functional import InterpolationMode
 from yacs.config import CfgNode
 
-INTERPOLATION_MODES = {
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-    "nearest": InterpolationMode.NEAREST,
+from .on_pillow import (
+    CenterCrop,
+    Compose,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    ToTensor,
+)
+
+INTERPOLATION_MODES = {  # torchvision's own transforms take these as well
+    "bilinear": Resampling.BILINEAR,
+    "bicubic": Resampling.BICUBIC,
+    "nearest": Resampling.NEAREST,
 }
 
 
@@ -30,18 +38,18 @@ class Random2DTranslation:
         height: int,
         width: int,
         p: float = 0.5,
-        interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+        interpolation: Resampling = Resampling.BILINEAR,
     ) -> None:
         self.height, self.width, self.p, self.interpolation = height, width, p, interpolation
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if random.uniform(0, 1) > self.p:
-            return F.resize(image, [self.height, self.width], self.interpolation)
+            return image.resize((self.width, self.height), self.interpolation)
         height, width = round(self.height * 1.125), round(self.width * 1.125)
-        enlarged = F.resize(image, [height, width], self.interpolation)
+        enlarged = image.resize((width, height), self.interpolation)
         left = round(random.uniform(0, width - self.width))
         top = round(random.uniform(0, height - self.height))
-        return F.crop(enlarged, top, left, self.height, self.width)
+        return enlarged.crop((left, top, left + self.width, top + self.height))
 
 
 class InstanceNormalization:
@@ -95,34 +103,36 @@ def _random_translation(keys: CfgNode) -> Step:
 
 def _random_crop(keys: CfgNode) -> Step:
     padding = keys.CROP_PADDING
-    return f"random crop (padding = {padding})", T.RandomCrop(keys.SIZE, padding=padding)
+    crop = _torchvision().RandomCrop(keys.SIZE, padding=padding)
+    return f"random crop (padding = {padding})", crop
 
 
 def _random_resized_crop(keys: CfgNode) -> Step:
     size, scale = keys.SIZE, keys.RRCROP_SCALE
     return (
         f"random resized crop (size={size}, scale={scale})",
-        T.RandomResizedCrop(size, scale=scale, interpolation=_interpolation(keys)),
+        RandomResizedCrop(size, scale, _interpolation(keys)),
     )
 
 
 def _random_flip(keys: CfgNode) -> Step:
-    return "random flip", T.RandomHorizontalFlip()
+    return "random flip", RandomHorizontalFlip()
 
 
 def _colorjitter(keys: CfgNode) -> Step:
     b, c, s, h = keys.COLORJITTER_B, keys.COLORJITTER_C, keys.COLORJITTER_S, keys.COLORJITTER_H
     return (
         f"color jitter (brightness={b}, contrast={c}, saturation={s}, hue={h})",
-        T.ColorJitter(b, c, s, h),
+        _torchvision().ColorJitter(b, c, s, h),
     )
 
 
 def _randomgrayscale(keys: CfgNode) -> Step:
-    return "random gray scale", T.RandomGrayscale(p=keys.RGS_P)
+    return "random gray scale", _torchvision().RandomGrayscale(p=keys.RGS_P)
 
 
 def _gaussian_blur(keys: CfgNode) -> Step:
+    T = _torchvision()
     blur = T.RandomApply([T.GaussianBlur(keys.GB_K)], p=keys.GB_P)
     return f"gaussian blur (kernel={keys.GB_K})", blur
 
@@ -134,7 +144,7 @@ def _cutout(keys: CfgNode) -> Step:
 
 def _normalize(keys: CfgNode) -> Step:
     mean, std = keys.PIXEL_MEAN, keys.PIXEL_STD
-    return f"normalization (mean={mean}, std={std})", T.Normalize(mean, std)
+    return f"normalization (mean={mean}, std={std})", Normalize(mean, std)
 
 
 def _gaussian_noise(keys: CfgNode) -> Step:
@@ -169,7 +179,7 @@ KNOWN = (*ON_IMAGES, *ON_TENSORS, "center_crop")
 
 def build_transform(
     cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
-) -> T.Compose | None:
+) -> Compose | None:
     """Build the transform from a PIL image to a float tensor (3, height, width).
 
     Training applies the chosen steps. Testing resizes the shorter edge to max(INPUT.SIZE), crops
@@ -196,22 +206,22 @@ def build_transform(
     print("Building transform_train" if is_train else "Building transform_test")
     for line, _ in steps:
         print(f"+ {line}")
-    return T.Compose([step for _, step in steps])
+    return Compose([step for _, step in steps])
 
 
-def build_plain_transform(cfg: CfgNode) -> T.Compose:
+def build_plain_transform(cfg: CfgNode) -> Compose:
     """Resize to INPUT.SIZE without augmentation; normalised if INPUT.TRANSFORMS says so."""
     keys = cfg.INPUT
-    steps = [T.Resize(keys.SIZE, interpolation=_interpolation(keys)), T.ToTensor()]
+    steps = [Resize(keys.SIZE, _interpolation(keys)), ToTensor()]
     if "normalize" in keys.TRANSFORMS:
-        steps.append(T.Normalize(keys.PIXEL_MEAN, keys.PIXEL_STD))
-    return T.Compose(steps)
+        steps.append(Normalize(keys.PIXEL_MEAN, keys.PIXEL_STD))
+    return Compose(steps)
 
 
 def _train_steps(keys: CfgNode, choices: Sequence[str]) -> list[Step]:
     steps = []
     if "random_crop" not in choices and "random_resized_crop" not in choices:
-        resize = T.Resize(keys.SIZE, interpolation=_interpolation(keys))
+        resize = Resize(keys.SIZE, _interpolation(keys))
         steps.append((f"resize to {_size(keys)}", resize))
     steps += [build(keys) for name, build in ON_IMAGES.items() if name in choices]
     steps.append(_to_tensor())
@@ -222,22 +232,29 @@ def _train_steps(keys: CfgNode, choices: Sequence[str]) -> list[Step]:
 def _test_steps(keys: CfgNode, choices: Sequence[str]) -> list[Step]:
     edge = max(keys.SIZE)
     steps = [
-        (f"resize the smaller edge to {edge}", T.Resize(edge, interpolation=_interpolation(keys))),
-        (f"{_size(keys)} center crop", T.CenterCrop(keys.SIZE)),
+        (f"resize the smaller edge to {edge}", Resize(edge, _interpolation(keys))),
+        (f"{_size(keys)} center crop", CenterCrop(keys.SIZE)),
         _to_tensor(),
     ]
     return steps + [ON_TENSORS[name](keys) for name in AT_TEST if name in choices]
 
 
 def _to_tensor() -> Step:
-    return "to torch tensor of range [0, 1]", T.ToTensor()
+    return "to torch tensor of range [0, 1]", ToTensor()
 
 
 def _size(keys: CfgNode) -> str:
     return f"{keys.SIZE[0]}x{keys.SIZE[1]}"
 
 
-def _interpolation(keys: CfgNode) -> InterpolationMode:
+def _torchvision() -> Any:
+    """torchvision.transforms, for what few recipes use: it takes seconds to import."""
+    import torchvision.transforms
+
+    return torchvision.transforms
+
+
+def _interpolation(keys: CfgNode) -> Resampling:
     if keys.INTERPOLATION not in INTERPOLATION_MODES:
         raise ValueError(
             f"INPUT.INTERPOLATION is {keys.INTERPOLATION!r}. Known: "

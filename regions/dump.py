@@ -288,9 +288,8 @@ class DumpClock:
         self.head = {"format": 1, "spec_id": spec.id, "teacher": spec.teacher, "device": device}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.session = {"started": now, "seconds": 0.0, "regions": 0, "device": device}
-        self.session["threads"] = (
-            torch.get_num_threads()
-        )  # the last bit of a logit may depend on it
+        # The last bit of a logit may depend on it.
+        self.session["threads"] = torch.get_num_threads()
         if self.process:
             self.session["process"] = self.process
         if writer.is_new:

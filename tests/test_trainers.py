@@ -86,6 +86,15 @@ def test_a_seed_decides_every_bit(world, store, name):
         assert not torch.equal(first["ctx"], other["ctx"])
 
 
+def test_a_seed_decides_every_byte_of_the_prompts_file(world, store):
+    files = set()
+    for index in range(4):
+        run(world, store, "CoOp", f"bytes/{index}", epochs=1, **{"TEST.NO_TEST": True})
+        path = world / "bytes" / str(index) / "prompt_learner" / "prompts-1.safetensors"
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
 def saved_prompts_of(trainer) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in trainer.model.learner.state_dict().items()}
 

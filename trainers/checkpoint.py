@@ -75,7 +75,8 @@ def save_prompts(learner: nn.Module, folder: Path, epoch: int) -> None:
     state = {
         name: value.detach().cpu().contiguous() for name, value in learner.state_dict().items()
     }
-    content = save(state, {"learner": type(learner).__name__, "epoch": str(epoch)})
+    # One metadata key: of several, safetensors writes the order by chance, and bytes would differ.
+    content = save(state, {"learner": type(learner).__name__})
     partial = folder / f"prompts-{epoch}.safetensors.partial"
     partial.write_bytes(content)
     partial.replace(folder / f"prompts-{epoch}.safetensors")

@@ -169,7 +169,7 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         kept = {name: saved_bytes(encoder, context) for name, encoder in encoders.items()}
         plain, own = grads.values()
-        plan = encoders["here"]._whole[1].live
+        plan = encoders["here"]._whole[1].live.all
         print(
             f"{args.case}, {count} classes, {plan.stem} + {plan.chunks[0]} x {plan.chunks[1]} rows "
             f"for {77 * count} tokens: "

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.text_tower import random_clip, saved_bytes
 from models import text
+from models.blocks import queries
 from models.clip import LoadedClip
 from models.learners import (
     ConditionalLearner,
@@ -307,6 +308,23 @@ def test_names_of_1_to_60_tokens(tiny_model, position):
     assert (fast_grad - plain_grad).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize(("position", "per_class"), LAYOUTS)
+def test_names_that_begin_alike(tiny_model, position, per_class):
+    """More of them than a chunk holds, one twice, one the beginning of others, in no order."""
+    names = ["great", "sea", *(f"great {name}" for name in IMAGENET_CLASSNAMES[:70]), "sea", "sea"]
+    fast, fast_grad, plain, plain_grad = both_ways(tiny_model, position, per_class, names)
+    assert (fast - plain).abs().max() < 1e-10
+    assert (fast_grad - plain_grad).abs().max() < 1e-10
+
+
+def test_a_tower_of_one_layer():
+    torch.manual_seed(0)
+    model = CLIP(8, 32, 1, 64, 16, 77, 49408, 16, 2, 1).double().requires_grad_(False)
+    fast, fast_grad, plain, plain_grad = both_ways(model, "end", False, NAMES)
+    assert (fast - plain).abs().max() < 1e-10
+    assert (fast_grad - plain_grad).abs().max() < 1e-10
+
+
 def random_layout(count: int) -> PromptLayout:
     """Prompts "start, 4 learned tokens, 1 to 8 words, end" as a vocabulary list would give."""
     words_C = torch.randint(1, 9, (count,), generator=torch.Generator().manual_seed(3))
@@ -411,15 +429,45 @@ def test_each_token_is_computed_once_and_constants_apart(position, per_class, co
         ["cat", "pirate ship"], tokenize, "a photo of a", position, per_class
     )
     plan = make_plan(layout, None, torch.float64, torch.device("cpu"))
-    counts = [rows.stem + rows.chunks[0] * rows.chunks[1] for rows in (plan.constant, plan.live)]
+    counts = [
+        rows.stem + rows.chunks[0] * rows.chunks[1] for rows in (plan.constant.all, plan.live.all)
+    ]
     assert counts == [constants, live]
+
+
+def test_names_that_begin_alike_share_rows_within_a_chunk():
+    def computed(names):
+        layout = PromptLayout.build(names, tokenize, "a photo of a")
+        rows = make_plan(layout, None, torch.float64, torch.device("cpu")).live.all
+        return rows.chunks
+
+    assert computed(["great white shark", "cat", "great grey owl"]) == (1, (1 + 4 + 4) + 3)
+    assert computed(["cat", "dog", "cat"]) == (1, 3 + 3)
+    chunks = computed([f"great {name}" for name in IMAGENET_CLASSNAMES[:200]])
+    assert chunks[0] > 10 and chunks[1] <= 66  # a part is cut where it would outgrow a chunk
+
+
+def test_the_first_layer_asks_for_learned_rows_and_the_last_for_ends(clip_model, monkeypatch):
+    layout = PromptLayout.build(["cat", "pirate ship"], tokenize, "a photo of a")
+    encoder = TextEncoder(clip_model, layout)
+    context = torch.randn(4, WIDTH, dtype=torch.float64)
+    encoder(context)  # makes the constants
+    seen = []
+    monkeypatch.setattr(
+        text, "queries", lambda attention, x: seen.append(x) or queries(attention, x)
+    )
+    encoder(context)
+    assert [x.shape[-2] for x in seen] == [4, 4 + 3 + 4, 2]
 
 
 def test_chunks_waste_little():
     layout = PromptLayout.build(IMAGENET_CLASSNAMES, tokenize, "a photo of a")
-    rows = make_plan(layout, None, torch.float32, torch.device("cpu")).live
+    rows = make_plan(layout, None, torch.float32, torch.device("cpu")).live.all
     computed = rows.chunks[0] * rows.chunks[1]
-    needed = int((layout.end_C + 1 - layout.prefix_length).sum())
+    prompts = zip(layout.token_CL.tolist(), layout.end_C.tolist(), strict=True)
+    beginnings = {tuple(row[: place + 1]) for row, end in prompts for place in range(end + 1)}
+    needed = len(beginnings) - layout.prefix_length
+    assert needed < int((layout.end_C + 1 - layout.prefix_length).sum())
     assert needed <= computed <= 1.02 * needed and rows.chunks[1] <= 66
 
 

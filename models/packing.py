@@ -66,15 +66,15 @@ def prefix_lengths(layout: PromptLayout) -> tuple[int, int, Tensor, Tensor]:
 
     Returns:
         Places of the stem, constants of the stem, (C,) places of each branch, (C,) how many of
-        them are constant. End-of-text is live always, and without a learned token everything is.
+        them are constant. End-of-text is live always; so are branches where nothing is learned,
+        since what is computed once needs no keys and values kept.
     """
     learned_CL = layout.slot_CL >= 0
     places = torch.arange(learned_CL.shape[1])
-    never = len(places) if learned_CL.any() else 0
-    first_C = torch.where(learned_CL, places, never).amin(dim=1)  # first learned place
+    first_C = torch.where(learned_CL, places, len(places)).amin(dim=1)  # first learned place
     stem = layout.prefix_length
     branch_C = layout.end_C + 1 - stem
-    constant_C = (torch.minimum(first_C, layout.end_C) - stem).clamp(min=0)
+    constant_C = (torch.minimum(first_C, layout.end_C) - stem).clamp(min=0) * learned_CL.any()
     return stem, min(stem, int(first_C.min())), branch_C, constant_C
 
 

@@ -44,19 +44,47 @@ _ENCODING_BYTES = 1 << 28  # of one layer, where no gradient is wanted: 256 MiB
 _VALUES_PER_ROW = 11  # times D: what a layer keeps of a row for backward
 
 
+def has_clip_text(clip_model: nn.Module) -> bool:
+    """Whether the model's text tower is CLIP's: causal, and read at the highest token id."""
+    blocks = getattr(getattr(clip_model, "transformer", None), "resblocks", None)
+    return (
+        blocks is not None
+        and hasattr(clip_model, "token_embedding")
+        and getattr(clip_model, "text_pool_type", "argmax") == "argmax"
+        and getattr(clip_model, "attn_mask", True) is not None  # open_clip's sign of no mask
+        and all(isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in blocks)
+    )
+
+
 def text_blocks(clip_model: nn.Module) -> Sequence[nn.Module]:
     """The layers of CLIP's causal text transformer.
 
     Raises:
         ValueError: the model has another text tower.
     """
-    if not hasattr(clip_model, "transformer") or not hasattr(clip_model, "token_embedding"):
+    if not has_clip_text(clip_model):
         raise ValueError(
             f"{type(clip_model).__name__} has another text tower than CLIP's, so prompts "
             "cannot be learned on it; it can serve as a teacher. Choose a CLIP model as "
             "MODEL.BACKBONE.NAME."
         )
     return clip_model.transformer.resblocks
+
+
+def encode_tokens(clip_model: nn.Module, token_CL: Tensor) -> Tensor:
+    """Features, not normalised, of prompts without a learned token; no gradient.
+
+    Args:
+        token_CL: int64 ids as a tokenizer gives them.
+    Returns:
+        (C, width of the joint embedding)
+    Raises:
+        ValueError: the model's text tower is not CLIP's causal transformer.
+    """
+    encoder = TextEncoder(clip_model, PromptLayout.of_tokens(token_CL.cpu()))
+    position_LD = clip_model.positional_embedding
+    with torch.no_grad():
+        return encoder(position_LD.new_zeros(0, position_LD.shape[1]))
 
 
 class TextEncoder(nn.Module):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from dataclasses import replace
+
 import clip
 import pytest
 import reference
@@ -11,6 +15,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch.nn import functional as F
 
 from benchmarks.text_tower import random_clip, saved_bytes
+from models import clip as clip_loader
 from models import text
 from models.blocks import queries
 from models.clip import LoadedClip
@@ -23,7 +28,8 @@ from models.learners import (
 )
 from models.packing import make_plan
 from models.plain_text import PlainTextEncoder
-from models.prompted_clip import PromptedCLIP
+from models.prompted_clip import HandwrittenCLIP, PromptedCLIP, template_features
+from models.templates import fill
 from models.text import PromptLayout, TextEncoder
 
 NAMES = ["cat", "Highway or Road", "Saint_Bernard", "pirate ship", "a", "2012 BMW M3 coupe!"]
@@ -368,6 +374,59 @@ def test_pieces_of_automatic_size_change_nothing(tiny_model, monkeypatch):
     one, many = (grads.pop("pieces") for _, grads in results)
     assert one == 1 and many > 3
     assert_equal_results(*results, bound=1e-12)
+
+
+# Prompts without a learned token
+
+
+TEMPLATES = ["a photo of a {}.", "{} texture.", "itap of the {}, a type of pet, once seen."]
+
+
+def encode_text(model, names, template) -> torch.Tensor:
+    return model.encode_text(tokenize(fill(template, names)))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [NAMES, NAMES[:1], ["cat", "dog", "cat"], [f"{'cat ' * 60}", "cat"], IMAGENET_CLASSNAMES[:300]],
+    ids=["six", "one", "twice", "60 tokens", "300"],
+)
+def test_templates_equal_clips_own_encoder(tiny_model, monkeypatch, names):
+    own_norm = torch.nn.LayerNorm.forward  # CLIP's goes through float32
+    monkeypatch.setattr(clip.model.LayerNorm, "forward", own_norm)
+    own_ECD = torch.stack([encode_text(tiny_model, names, template) for template in TEMPLATES])
+    monkeypatch.setattr(text, "_ENCODING_BYTES", 1 << 18)  # 300 names in several pieces
+    features_ECD = template_features(loaded(tiny_model), names, TEMPLATES)
+    assert (features_ECD - own_ECD).abs().max() < 1e-10 and not features_ECD.requires_grad
+    reference_ECD = template_features(loaded(tiny_model, "reference"), names, TEMPLATES)
+    assert (reference_ECD - own_ECD).abs().max() < 1e-14
+
+
+def test_templates_do_not_go_through_77_tokens(clip_model, monkeypatch):
+    monkeypatch.setattr(clip_model, "encode_text", None)
+    zero_shot = HandwrittenCLIP(loaded(clip_model), NAMES, " | ".join(TEMPLATES))
+    assert zero_shot.text_features().shape == (len(NAMES), 64)
+
+
+def test_templates_keep_the_dtype_of_the_tower(tiny_model):
+    exact = template_features(loaded(tiny_model), NAMES, TEMPLATES[:1])[0]
+    half, single = (copy.deepcopy(tiny_model).float() for _ in range(2))
+    clip.model.convert_weights(half)
+    towers = [loaded(half), replace(loaded(single), precision="bf16")]
+    for tower, dtype in zip(towers, (torch.float16, torch.bfloat16), strict=True):
+        with tower.autocast():
+            plain = encode_text(tower.model, NAMES, TEMPLATES[0])
+        ours = template_features(tower, NAMES, TEMPLATES[:1])[0]
+        assert ours.dtype == plain.dtype == dtype
+        assert (ours - exact).abs().max() < 2 * (plain - exact).abs().max()
+
+
+def test_a_name_too_long_for_a_template_is_refused(clip_model):
+    checked = replace(
+        loaded(clip_model), tokenize=functools.partial(clip_loader._tokenize, clip.tokenize, 77)
+    )
+    with pytest.raises(ValueError, match="Shorten the class name"):
+        template_features(checked, ["cat", "word " * 73], ["a photo of a {}."])
 
 
 # Constants are those of the model and the classes that are asked for

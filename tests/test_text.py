@@ -14,6 +14,7 @@ from clip.model import CLIP
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch.nn import functional as F
 
+from benchmarks import text_memory
 from benchmarks.text_tower import random_clip, saved_bytes
 from models import clip as clip_loader
 from models import text
@@ -540,6 +541,25 @@ def test_backward_keeps_an_18th_of_what_77_tokens_keep():
     assert kept * 18 <= 1273 * 2**20
     estimate = encoder._bytes(torch.arange(50))  # what decides on the size of pieces
     assert 0.9 * kept < estimate < 1.2 * kept
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("count", "largest"), [(1000, 3_000_000_000), (20_000, 8_000_000_000)])
+def test_an_fdbpl_step_over_many_names_fits_on_a_card(count, largest):
+    row = text_memory.in_new_process("FDBPL", count, "cuda")
+    assert row["model_bytes"] + row["peak_bytes"] <= largest
+
+
+def test_the_memory_benchmark_tells_its_rows():
+    assert len(set(text_memory.names(20_000))) == 20_000
+    threads = torch.get_num_threads()
+    try:
+        rows = [text_memory.measure(name, 30, "cpu", 10, "tiny") for name in text_memory.STEPS]
+    finally:
+        torch.set_num_threads(threads)
+    assert [(row["learned"], row["prompts"]) for row in rows] == [(30, 2), (10, 1), (30, 1)]
+    assert all(row["peak_bytes"] > 0 for row in rows)
+    assert "| 30 | 10 | 1 |" in text_memory.table(rows)
 
 
 def test_an_unknown_text_path_is_refused():

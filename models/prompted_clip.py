@@ -132,7 +132,9 @@ class PromptedCLIP(FrozenCLIP):
         self._layout = (context, position, per_class)
         self._fixed_text_CD: Tensor | None = None  # of a positive prompt that is not learned
         layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
-        self.text_encoder = TEXT_PATHS[clip.text_path](clip.model, layout, clip.text_chunk)
+        self.text_encoder = TEXT_PATHS[clip.text_path](
+            clip.model, layout, clip.text_chunk, clip.text_compiled
+        )
 
     @property
     def conditional(self) -> bool:

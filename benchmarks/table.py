@@ -3,7 +3,7 @@ r"""Tables of the kept benchmark results, in Markdown.
     python -m benchmarks.table            print them
     python -m benchmarks.table --write    put them into benchmarks/README.md, between its marks
 
-Reads benchmarks/results/<machine>/step_time*.json, end_to_end*.json and dump*.json.
+Reads benchmarks/results/<machine>/step_time*, end_to_end*, dump* and text_memory*.json.
 """
 
 from __future__ import annotations
@@ -152,6 +152,13 @@ def dump_table(record: dict[str, Any]) -> str:
     )
 
 
+def text_memory_table(record: dict[str, Any]) -> str:
+    from benchmarks.text_memory import table  # loads torch
+
+    title = "One training step over many names, ViT-B/16, peak above the loaded model:"
+    return f"{title}\n\n{table(record['rows'])}\n\n{origin(record)}"
+
+
 def origin(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     return (
@@ -164,6 +171,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step_time": step_table,
     "end_to_end": whole_table,
     "dump": dump_table,
+    "text_memory": text_memory_table,
 }
 
 

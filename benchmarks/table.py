@@ -4,7 +4,7 @@ r"""Tables of the kept benchmark results, in Markdown.
     python -m benchmarks.table --write    put them into benchmarks/README.md, and a short one into
                                           README.md, between their marks
 
-Reads benchmarks/results/<machine>/step_time*.json, end_to_end*.json and dump*.json.
+Reads benchmarks/results/<machine>/step_time*, end_to_end*, dump* and text_memory*.json.
 """
 
 from __future__ import annotations
@@ -127,6 +127,13 @@ def dump_table(record: dict[str, Any]) -> str:
     )
 
 
+def text_memory_table(record: dict[str, Any]) -> str:
+    from benchmarks.text_memory import table  # loads torch
+
+    title = "One training step over many names, ViT-B/16, peak above the loaded model:"
+    return f"{title}\n\n{table(record['rows'])}\n\n{origin(record)}"
+
+
 def origin(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     return (
@@ -139,6 +146,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step_time": step_table,
     "end_to_end": whole_table,
     "dump": dump_table,
+    "text_memory": text_memory_table,
 }
 
 

@@ -80,6 +80,13 @@ class PromptLayout:
             per_class=per_class,
         )
 
+    @classmethod
+    def of_tokens(cls, token_CL: Tensor) -> PromptLayout:
+        """Prompts without a learned token: int64 ids as a tokenizer gives them."""
+        end_C = token_CL.argmax(dim=-1)
+        token_CL = token_CL[:, : int(end_C.max()) + 1]
+        return cls(token_CL, torch.full_like(token_CL, -1), end_C, num_context=0, per_class=False)
+
 
 def _order(place_L: Tensor, position: str, num_context: int, name_length: int) -> Tensor:
     """Places of the "end" layout in the order in which another layout reads them."""

@@ -17,7 +17,7 @@ from models.learners import ContextLearner, Prompts
 from models.plain_text import PlainTextEncoder
 from models.prompt_layout import PromptLayout
 from models.templates import SEPARATOR, fill
-from models.text import TextEncoder
+from models.text import TextEncoder, encode_tokens, has_clip_text
 from models.vision import VisionEncoder
 
 TEXT_PATHS = {  # LoadedClip.text_path -> what encodes prompts; both compute the same
@@ -83,12 +83,21 @@ class HandwrittenCLIP(FrozenCLIP):
 def template_features(
     clip: LoadedClip, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """(E, C, D): text features, not normalised, of every class in every template."""
+    """(E, C, D): text features, not normalised, of every class in every template.
+
+    Raises:
+        ValueError: a prompt is longer than the model's context length.
+    """
+    fast = clip.text_path == "fast" and has_clip_text(clip.model)
     features = []
     with torch.no_grad(), clip.autocast():
         for template in templates:
-            tokens = clip.tokenize(fill(template, list(classnames))).to(clip.device)
-            features.append(torch.cat([clip.model.encode_text(x) for x in tokens.split(256)]))
+            tokens = clip.tokenize(fill(template, list(classnames)))
+            if fast:
+                features.append(encode_tokens(clip.model, tokens))
+            else:
+                parts = tokens.to(clip.device).split(256)
+                features.append(torch.cat([clip.model.encode_text(part) for part in parts]))
     return torch.stack(features)
 
 
@@ -123,7 +132,9 @@ class PromptedCLIP(FrozenCLIP):
         self._layout = (context, position, per_class)
         self._fixed_text_CD: Tensor | None = None  # of a positive prompt that is not learned
         layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
-        self.text_encoder = TEXT_PATHS[clip.text_path](clip.model, layout, clip.text_chunk)
+        self.text_encoder = TEXT_PATHS[clip.text_path](
+            clip.model, layout, clip.text_chunk, clip.text_compiled
+        )
 
     @property
     def conditional(self) -> bool:

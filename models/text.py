@@ -5,8 +5,10 @@ alone. Hence, without changing a number (DESIGN section 6):
 - nothing after end-of-text is computed;
 - the prefix that all classes share (start-of-text and the context) is computed once, the stem;
 - tokens before the first learned one are constants: their keys and values are computed once;
-- the classes' own tokens, their branches, stand packed in chunks of one width (models/packing.py);
-- after the last layer's attention only end-of-text rows go on;
+- fixed tokens enter the first layer as constants; only learned rows are projected there;
+- the classes' own tokens, their branches, stand packed in chunks of one width, and names that begin
+  alike share what is alike (models/packing.py);
+- the last layer answers end-of-text rows alone;
 - more classes than memory holds are encoded in pieces, and computed again for the gradient.
 
 Letters: G contexts that share a layout (positive and negative, images), C classes, N context
@@ -33,13 +35,26 @@ from models.blocks import (
     queries,
     rest_of_block,
 )
-from models.packing import Plan, Rows, make_plan, prefix_lengths
+from models.packing import Plan, Queries, Rows, make_plan, prefix_lengths
 from models.prompt_layout import PromptLayout
 
 # A piece of classes is as large as these allow, where its size is not given.
 _TRAINING_BYTES = 7 << 28  # kept for backward: 1.75 GiB
 _ENCODING_BYTES = 1 << 28  # of one layer, where no gradient is wanted: 256 MiB
+_LARGEST_GAP = 0.02  # of compiled features from plain ones: half precision rounds elsewhere
 _VALUES_PER_ROW = 11  # times D: what a layer keeps of a row for backward
+
+
+def has_clip_text(clip_model: nn.Module) -> bool:
+    """Whether the model's text tower is CLIP's: causal, and read at the highest token id."""
+    blocks = getattr(getattr(clip_model, "transformer", None), "resblocks", None)
+    return (
+        blocks is not None
+        and hasattr(clip_model, "token_embedding")
+        and getattr(clip_model, "text_pool_type", "argmax") == "argmax"
+        and getattr(clip_model, "attn_mask", True) is not None  # open_clip's sign of no mask
+        and all(isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in blocks)
+    )
 
 
 def text_blocks(clip_model: nn.Module) -> Sequence[nn.Module]:
@@ -48,7 +63,7 @@ def text_blocks(clip_model: nn.Module) -> Sequence[nn.Module]:
     Raises:
         ValueError: the model has another text tower.
     """
-    if not hasattr(clip_model, "transformer") or not hasattr(clip_model, "token_embedding"):
+    if not has_clip_text(clip_model):
         raise ValueError(
             f"{type(clip_model).__name__} has another text tower than CLIP's, so prompts "
             "cannot be learned on it; it can serve as a teacher. Choose a CLIP model as "
@@ -57,15 +72,38 @@ def text_blocks(clip_model: nn.Module) -> Sequence[nn.Module]:
     return clip_model.transformer.resblocks
 
 
+def encode_tokens(clip_model: nn.Module, token_CL: Tensor) -> Tensor:
+    """Features, not normalised, of prompts without a learned token; no gradient.
+
+    Args:
+        token_CL: int64 ids as a tokenizer gives them.
+    Returns:
+        (C, width of the joint embedding)
+    Raises:
+        ValueError: the model's text tower is not CLIP's causal transformer.
+    """
+    encoder = TextEncoder(clip_model, PromptLayout.of_tokens(token_CL.cpu()))
+    position_LD = clip_model.positional_embedding
+    with torch.no_grad():
+        return encoder(position_LD.new_zeros(0, position_LD.shape[1]))
+
+
 class TextEncoder(nn.Module):
     """Turns the context of a layout into class features with a frozen CLIP's text tower."""
 
-    def __init__(self, clip_model: nn.Module, layout: PromptLayout, piece: int = 0):
+    def __init__(
+        self,
+        clip_model: nn.Module,
+        layout: PromptLayout,
+        piece: int = 0,
+        compiled: bool = False,
+    ):
         """Read widths, heads and depth from the model.
 
         Args:
             piece: classes that are encoded at a time; 0: as many as memory for their gradient
                 allows (1.75 GiB), or all.
+            compiled: training over all classes at once goes through torch.compile.
         Raises:
             ValueError: the model's text tower is not CLIP's causal transformer.
         """
@@ -74,7 +112,10 @@ class TextEncoder(nn.Module):
         self.clip_model = clip_model
         self.layout = layout
         self.piece = piece
-        self._whole: tuple[object, Plan, list[_KeysValues]] | None = None  # of all classes at once
+        # Of all classes at once.
+        self._whole: tuple[object, Plan, list[_Seen], _Fixed] | None = None
+        self._compiled = torch.compile(self._layers, dynamic=False) if compiled else None
+        self._compiled_is_right = False  # not known yet
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,100 +184,146 @@ class TextEncoder(nn.Module):
 
     def _encode(self, context: Tensor, deep: Tensor | None, classes: Tensor | None) -> Tensor:
         """(G, c, width of the joint embedding)"""
-        plan, constants = self._plan(classes)
-        rows = plan.live
-        x = self._embed(rows, context)
+        given = (*self._plan(classes), context, deep)
+        if self._compiled is None or classes is not None or not torch.is_grad_enabled():
+            return self._layers(*given)
+        try:
+            features = self._compiled(*given)
+            if not self._compiled_is_right:
+                plain = self._layers(*given).detach()
+                gap = float((features.detach() - plain).norm() / plain.norm())
+                if not gap < _LARGEST_GAP:
+                    raise ValueError(f"its features are off by {gap:.0%}")
+                self._compiled_is_right = True
+            return features
+        except Exception as error:  # compilers fail in many ways
+            reason = str(error).strip().splitlines()[0]
+            print(f"MODEL.COMPILE: torch.compile fails here ({reason}); it is left out.")
+            self._compiled = None
+            return self._layers(*given)
+
+    def _layers(
+        self,
+        plan: Plan,
+        constants: list[_Seen],
+        fixed: _Fixed,
+        context: Tensor,
+        deep: Tensor | None,
+    ) -> Tensor:
+        rows, last = plan.live, len(self.blocks) - 1
+        x, q, own = self._first(rows, fixed, context)
         for layer, block in enumerate(self.blocks):
-            if deep is not None and 1 <= layer <= deep.shape[1]:
-                x = _replace(rows, x, deep[:, layer - 1])
-            mixed, _ = _attention(block, rows, x, constants[layer])
-            if layer + 1 == len(self.blocks):
-                ends_C = rows.stem + plan.end_C
-                x, mixed = x[:, ends_C], mixed[:, ends_C]
+            if layer:
+                if deep is not None and layer <= deep.shape[1]:
+                    x = _replace(rows, x, deep[:, layer - 1])
+                normed = layer_norm(block.ln_1, x)
+                own = keys_and_values(block.attn, normed)
+                q = queries(block.attn, normed if layer < last else normed[:, plan.end_HU])
+            elif layer == last:
+                q = q[..., plan.end_HU, :]
+            asking = rows.all if layer < last else plan.ends
+            mixed = _attend(q, asking, _Seen(*_split(own, rows.all)), constants[layer])
+            if layer == last:
+                x, mixed = x[:, plan.end_HU[plan.end_C]], mixed[:, plan.end_C]
             x = rest_of_block(block, x, mixed)
         return project(layer_norm(self.clip_model.ln_final, x), self.clip_model.text_projection)
 
-    def _plan(self, classes: Tensor | None) -> tuple[Plan, list[_KeysValues]]:
+    def _plan(self, classes: Tensor | None) -> tuple[Plan, list[_Seen], _Fixed]:
         """The plan of some classes and their constants; those of all classes are kept."""
         weight = self.blocks[0].attn.in_proj_weight
         device = weight.device
         with torch.inference_mode(False), torch.no_grad():  # what is kept serves training as well
             if classes is not None:
                 plan = make_plan(self.layout, classes, self.dtype, device)
-                return plan, self._constants(plan.constant)
+                return plan, self._constants(plan.constant), self._fixed(plan.live)
             casts = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
             state = (weight.data_ptr(), weight._version, weight.dtype, device, casts)
             if self._whole is None or self._whole[0] != state:
                 plan = make_plan(self.layout, None, self.dtype, device)
-                self._whole = (state, plan, self._constants(plan.constant))
+                self._whole = state, plan, self._constants(plan.constant), self._fixed(plan.live)
             return self._whole[1:]
 
-    def _constants(self, rows: Rows) -> list[_KeysValues]:
+    def _constants(self, rows: Rows) -> list[_Seen]:
         """Keys and values, layer by layer, of tokens that no learned token precedes."""
-        x, found = self._embed(rows), []
-        for block in self.blocks:
-            mixed, keys_values = _attention(block, rows, x)
-            found.append(keys_values)
-            x = rest_of_block(block, x, mixed)
+        x, q, own = self._fixed(rows)
+        found = []
+        for layer, block in enumerate(self.blocks):
+            if layer:
+                normed = layer_norm(block.ln_1, x)
+                q, own = queries(block.attn, normed), keys_and_values(block.attn, normed)
+            found.append(_Seen(*_split(own, rows.all)))
+            if layer + 1 < len(self.blocks):
+                x = rest_of_block(block, x, _attend(q, rows.all, found[-1]))
         return found
 
-    def _embed(self, rows: Rows, context: Tensor | None = None) -> Tensor:
-        """(G, R, D): fixed tokens, and context tokens at their places, with positions added."""
+    def _fixed(self, rows: Rows) -> _Fixed:
+        """What the first layer makes of fixed tokens."""
         words_RD = self.clip_model.token_embedding(rows.token_R) * rows.fixed_R[:, None]
-        fixed_RD = words_RD + self.clip_model.positional_embedding[rows.place_R]
-        if context is None:
-            return fixed_RD[None].to(self.dtype)
+        x = words_RD + self.clip_model.positional_embedding[rows.place_R]
+        return self._ask(x[None].to(self.dtype))
+
+    def _ask(self, x: Tensor) -> _Fixed:
+        """Queries, keys and values of the first layer."""
+        attention, normed = self.blocks[0].attn, layer_norm(self.blocks[0].ln_1, x)
+        return _Fixed(x, queries(attention, normed), keys_and_values(attention, normed))
+
+    def _first(self, rows: Rows, fixed: _Fixed, context: Tensor) -> _Fixed:
+        """The same of all rows, where only learned tokens are left to do."""
         own = (rows.class_S, rows.slot_S) if self.layout.per_class else (rows.slot_S,)
-        learned_GSD = context.to(fixed_RD.dtype)[(slice(None), *own)] + fixed_RD[rows.row_S]
-        x = fixed_RD.expand(len(context), -1, -1).index_copy(1, rows.row_S, learned_GSD)
-        return x.to(self.dtype)
+        place_SD = self.clip_model.positional_embedding[rows.place_R[rows.row_S]]
+        learned_GSD = context.to(place_SD.dtype)[(slice(None), *own)] + place_SD
+        learned = self._ask(learned_GSD.to(self.dtype))
+        x = fixed.x.expand(len(context), -1, -1).index_copy(1, rows.row_S, learned.x)
+        q = fixed.q.expand(len(context), -1, -1, -1).index_copy(2, rows.row_S, learned.q)
+        own = fixed.own.expand(-1, len(context), -1, -1, -1).index_copy(3, rows.row_S, learned.own)
+        return _Fixed(x, q, own)
 
 
-class _KeysValues(NamedTuple):
-    """Of one layer; the first axis is keys, values."""
+class _Fixed(NamedTuple):
+    """Rows and what the first layer's attention starts from; G is 1 where no context stands."""
+
+    x: Tensor  # (G, R, D)
+    q: Tensor  # queries, (G, heads, R, W)
+    own: Tensor  # keys and values, (2, G, heads, R, W)
+
+
+class _Seen(NamedTuple):
+    """What rows can attend to in one layer; the first axis is keys, values."""
 
     stem: Tensor  # (2, G, heads, Z, W)
     chunks: Tensor  # (2, G, H, heads, T, W)
 
 
-def _attention(
-    block: nn.Module, rows: Rows, x_GRD: Tensor, constants: _KeysValues | None = None
-) -> tuple[Tensor, _KeysValues]:
-    """Attention of rows to themselves and to constants: (G, R, D), and the rows' keys and values.
-
-    Those of the stem are returned together with the constant ones.
-    """
-    normed = layer_norm(block.ln_1, x_GRD)
-    q = queries(block.attn, normed)  # (G, heads, R, W)
-    own = keys_and_values(block.attn, normed)
-    stem, branches = own[..., : rows.stem, :], _chunked(own[..., rows.stem :, :], rows)
+def _attend(q: Tensor, asking: Queries, seen: _Seen, constants: _Seen | None = None) -> Tensor:
+    """Attention of rows to what is computed with them and to constants: (G, asking rows, D)."""
+    stem, chunks = seen
     if constants is not None:
         stem = torch.cat([constants.stem.expand(-1, len(q), -1, -1, -1), stem], dim=-2)
-    found = _KeysValues(stem, branches)
+    of_stem, of_chunks = _split(q, asking)
     mixed = []
-    if rows.stem:
-        mixed.append(_attend(q[..., : rows.stem, :], stem, rows.stem_mask))
-    if rows.chunks[1]:
-        num_chunks = rows.chunks[0]
-        seen = [stem[:, :, None].expand(-1, -1, num_chunks, -1, -1, -1), branches]
+    if asking.stem:
+        mixed.append(_mix(of_stem, stem, asking.stem_mask))
+    num_chunks, width = asking.chunks
+    if width:
+        parts = [stem[:, :, None].expand(-1, -1, num_chunks, -1, -1, -1), chunks]
         if constants is not None:
-            seen.insert(1, constants.chunks.expand(-1, len(q), -1, -1, -1, -1))
-        q = _chunked(q[..., rows.stem :, :], rows).flatten(0, 1)
-        mask = rows.chunk_mask[None, :, None].expand(len(x_GRD), -1, -1, -1, -1).flatten(0, 1)
-        chunks = _attend(q, torch.cat(seen, dim=-2).flatten(1, 2), mask)
-        mixed.append(chunks.unflatten(0, (-1, num_chunks)).flatten(1, 2))
-    return torch.cat(mixed, dim=1), found
+            parts.insert(1, constants.chunks.expand(-1, len(q), -1, -1, -1, -1))
+        mask = asking.chunk_mask[None, :, None].expand(len(q), -1, -1, -1, -1).flatten(0, 1)
+        answers = _mix(of_chunks.flatten(0, 1), torch.cat(parts, dim=-2).flatten(1, 2), mask)
+        mixed.append(answers.unflatten(0, (-1, num_chunks)).flatten(1, 2))
+    return torch.cat(mixed, dim=1)
 
 
-def _attend(q: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
+def _mix(q: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
     """(batch, heads, tokens, W) with keys and values (2, batch, heads, ...): (batch, tokens, D)."""
     k, v = keys_values
     return merge_heads(F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype)))
 
 
-def _chunked(x: Tensor, rows: Rows) -> Tensor:
-    """(..., G, heads, H T, W) to (..., G, H, heads, T, W)"""
-    return x.unflatten(-2, rows.chunks).transpose(-4, -3)
+def _split(x: Tensor, rows: Queries) -> tuple[Tensor, Tensor]:
+    """(..., G, heads, R, W) to the stem's (..., G, heads, Z, W) and (..., G, H, heads, T, W)."""
+    stem, chunks = x.split((rows.stem, math.prod(rows.chunks)), dim=-2)
+    return stem, chunks.unflatten(-2, rows.chunks).transpose(-4, -3)
 
 
 def _replace(rows: Rows, x: Tensor, deep_GKD: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from models.learners import (
 from models.prompted_clip import HandwrittenCLIP, PromptedCLIP
 from models.teacher import Teacher
 from models.templates import fill, template_for
+from models.text import has_clip_text
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +160,21 @@ def test_open_clip_weights_from_a_file_serve_as_student_and_teacher(tmp_path, pa
     names = ["cat", "pirate ship"]
     prompted = PromptedCLIP(loaded, learner, names, "a photo of a")
     zero_shot = HandwrittenCLIP(loaded, names, "a photo of a {}.")
-    torch.testing.assert_close(
-        prompted.text_features(), zero_shot.text_features(), atol=1e-5, rtol=0
-    )
+    tokens = loaded.tokenize(["a photo of a cat.", "a photo of a pirate ship."])
+    own_CD = F.normalize(loaded.model.encode_text(tokens), dim=-1)
+    torch.testing.assert_close(prompted.text_features(), own_CD, atol=1e-5, rtol=0)
+    torch.testing.assert_close(zero_shot.text_features(), own_CD, atol=1e-5, rtol=0)
     assert Teacher(loaded, names, "a photo of a {}.")(parity_images[0]).shape == (4, 2)
+
+
+@pytest.mark.parametrize("arch", ["ViT-bigG-14-CLIPA", "ViT-L-14-worldwide", "coca_ViT-B-32"])
+def test_other_text_towers_are_known_by_their_signs(arch):
+    """No causal mask and read at the last token; read at a low token id; a tower of its own."""
+    import open_clip
+
+    with torch.device("meta"):
+        assert not has_clip_text(open_clip.create_model(arch, device="meta"))
+        assert has_clip_text(open_clip.create_model("ViT-S-32-alt", device="meta"))
 
 
 def test_a_text_that_does_not_fit_is_refused_by_both_tokenizers(student):

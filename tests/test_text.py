@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import shutil
+from dataclasses import replace
+
 import clip
 import pytest
 import reference
@@ -10,8 +15,11 @@ from clip.model import CLIP
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch.nn import functional as F
 
+from benchmarks import text_memory
 from benchmarks.text_tower import random_clip, saved_bytes
+from models import clip as clip_loader
 from models import text
+from models.blocks import queries
 from models.clip import LoadedClip
 from models.learners import (
     ConditionalLearner,
@@ -22,7 +30,8 @@ from models.learners import (
 )
 from models.packing import make_plan
 from models.plain_text import PlainTextEncoder
-from models.prompted_clip import PromptedCLIP
+from models.prompted_clip import HandwrittenCLIP, PromptedCLIP, template_features
+from models.templates import fill
 from models.text import PromptLayout, TextEncoder
 
 NAMES = ["cat", "Highway or Road", "Saint_Bernard", "pirate ship", "a", "2012 BMW M3 coupe!"]
@@ -307,6 +316,23 @@ def test_names_of_1_to_60_tokens(tiny_model, position):
     assert (fast_grad - plain_grad).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize(("position", "per_class"), LAYOUTS)
+def test_names_that_begin_alike(tiny_model, position, per_class):
+    """More of them than a chunk holds, one twice, one the beginning of others, in no order."""
+    names = ["great", "sea", *(f"great {name}" for name in IMAGENET_CLASSNAMES[:70]), "sea", "sea"]
+    fast, fast_grad, plain, plain_grad = both_ways(tiny_model, position, per_class, names)
+    assert (fast - plain).abs().max() < 1e-10
+    assert (fast_grad - plain_grad).abs().max() < 1e-10
+
+
+def test_a_tower_of_one_layer():
+    torch.manual_seed(0)
+    model = CLIP(8, 32, 1, 64, 16, 77, 49408, 16, 2, 1).double().requires_grad_(False)
+    fast, fast_grad, plain, plain_grad = both_ways(model, "end", False, NAMES)
+    assert (fast - plain).abs().max() < 1e-10
+    assert (fast_grad - plain_grad).abs().max() < 1e-10
+
+
 def random_layout(count: int) -> PromptLayout:
     """Prompts "start, 4 learned tokens, 1 to 8 words, end" as a vocabulary list would give."""
     words_C = torch.randint(1, 9, (count,), generator=torch.Generator().manual_seed(3))
@@ -350,6 +376,59 @@ def test_pieces_of_automatic_size_change_nothing(tiny_model, monkeypatch):
     one, many = (grads.pop("pieces") for _, grads in results)
     assert one == 1 and many > 3
     assert_equal_results(*results, bound=1e-12)
+
+
+# Prompts without a learned token
+
+
+TEMPLATES = ["a photo of a {}.", "{} texture.", "itap of the {}, a type of pet, once seen."]
+
+
+def encode_text(model, names, template) -> torch.Tensor:
+    return model.encode_text(tokenize(fill(template, names)))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [NAMES, NAMES[:1], ["cat", "dog", "cat"], [f"{'cat ' * 60}", "cat"], IMAGENET_CLASSNAMES[:300]],
+    ids=["six", "one", "twice", "60 tokens", "300"],
+)
+def test_templates_equal_clips_own_encoder(tiny_model, monkeypatch, names):
+    own_norm = torch.nn.LayerNorm.forward  # CLIP's goes through float32
+    monkeypatch.setattr(clip.model.LayerNorm, "forward", own_norm)
+    own_ECD = torch.stack([encode_text(tiny_model, names, template) for template in TEMPLATES])
+    monkeypatch.setattr(text, "_ENCODING_BYTES", 1 << 18)  # 300 names in several pieces
+    features_ECD = template_features(loaded(tiny_model), names, TEMPLATES)
+    assert (features_ECD - own_ECD).abs().max() < 1e-10 and not features_ECD.requires_grad
+    reference_ECD = template_features(loaded(tiny_model, "reference"), names, TEMPLATES)
+    assert (reference_ECD - own_ECD).abs().max() < 1e-14
+
+
+def test_templates_do_not_go_through_77_tokens(clip_model, monkeypatch):
+    monkeypatch.setattr(clip_model, "encode_text", None)
+    zero_shot = HandwrittenCLIP(loaded(clip_model), NAMES, " | ".join(TEMPLATES))
+    assert zero_shot.text_features().shape == (len(NAMES), 64)
+
+
+def test_templates_keep_the_dtype_of_the_tower(tiny_model):
+    exact = template_features(loaded(tiny_model), NAMES, TEMPLATES[:1])[0]
+    half, single = (copy.deepcopy(tiny_model).float() for _ in range(2))
+    clip.model.convert_weights(half)
+    towers = [loaded(half), replace(loaded(single), precision="bf16")]
+    for tower, dtype in zip(towers, (torch.float16, torch.bfloat16), strict=True):
+        with tower.autocast():
+            plain = encode_text(tower.model, NAMES, TEMPLATES[0])
+        ours = template_features(tower, NAMES, TEMPLATES[:1])[0]
+        assert ours.dtype == plain.dtype == dtype
+        assert (ours - exact).abs().max() < 2 * (plain - exact).abs().max()
+
+
+def test_a_name_too_long_for_a_template_is_refused(clip_model):
+    checked = replace(
+        loaded(clip_model), tokenize=functools.partial(clip_loader._tokenize, clip.tokenize, 77)
+    )
+    with pytest.raises(ValueError, match="Shorten the class name"):
+        template_features(checked, ["cat", "word " * 73], ["a photo of a {}."])
 
 
 # Constants are those of the model and the classes that are asked for
@@ -411,15 +490,45 @@ def test_each_token_is_computed_once_and_constants_apart(position, per_class, co
         ["cat", "pirate ship"], tokenize, "a photo of a", position, per_class
     )
     plan = make_plan(layout, None, torch.float64, torch.device("cpu"))
-    counts = [rows.stem + rows.chunks[0] * rows.chunks[1] for rows in (plan.constant, plan.live)]
+    counts = [
+        rows.stem + rows.chunks[0] * rows.chunks[1] for rows in (plan.constant.all, plan.live.all)
+    ]
     assert counts == [constants, live]
+
+
+def test_names_that_begin_alike_share_rows_within_a_chunk():
+    def computed(names):
+        layout = PromptLayout.build(names, tokenize, "a photo of a")
+        rows = make_plan(layout, None, torch.float64, torch.device("cpu")).live.all
+        return rows.chunks
+
+    assert computed(["great white shark", "cat", "great grey owl"]) == (1, (1 + 4 + 4) + 3)
+    assert computed(["cat", "dog", "cat"]) == (1, 3 + 3)
+    chunks = computed([f"great {name}" for name in IMAGENET_CLASSNAMES[:200]])
+    assert chunks[0] > 10 and chunks[1] <= 66  # a part is cut where it would outgrow a chunk
+
+
+def test_the_first_layer_asks_for_learned_rows_and_the_last_for_ends(clip_model, monkeypatch):
+    layout = PromptLayout.build(["cat", "pirate ship"], tokenize, "a photo of a")
+    encoder = TextEncoder(clip_model, layout)
+    context = torch.randn(4, WIDTH, dtype=torch.float64)
+    encoder(context)  # makes the constants
+    seen = []
+    monkeypatch.setattr(
+        text, "queries", lambda attention, x: seen.append(x) or queries(attention, x)
+    )
+    encoder(context)
+    assert [x.shape[-2] for x in seen] == [4, 4 + 3 + 4, 2]
 
 
 def test_chunks_waste_little():
     layout = PromptLayout.build(IMAGENET_CLASSNAMES, tokenize, "a photo of a")
-    rows = make_plan(layout, None, torch.float32, torch.device("cpu")).live
+    rows = make_plan(layout, None, torch.float32, torch.device("cpu")).live.all
     computed = rows.chunks[0] * rows.chunks[1]
-    needed = int((layout.end_C + 1 - layout.prefix_length).sum())
+    prompts = zip(layout.token_CL.tolist(), layout.end_C.tolist(), strict=True)
+    beginnings = {tuple(row[: place + 1]) for row, end in prompts for place in range(end + 1)}
+    needed = len(beginnings) - layout.prefix_length
+    assert needed < int((layout.end_C + 1 - layout.prefix_length).sum())
     assert needed <= computed <= 1.02 * needed and rows.chunks[1] <= 66
 
 
@@ -433,6 +542,76 @@ def test_backward_keeps_an_18th_of_what_77_tokens_keep():
     assert kept * 18 <= 1273 * 2**20
     estimate = encoder._bytes(torch.arange(50))  # what decides on the size of pieces
     assert 0.9 * kept < estimate < 1.2 * kept
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("count", "largest"), [(1000, 3_000_000_000), (20_000, 8_000_000_000)])
+def test_an_fdbpl_step_over_many_names_fits_on_a_card(count, largest):
+    row = text_memory.in_new_process("FDBPL", count, "cuda")
+    assert row["model_bytes"] + row["peak_bytes"] <= largest
+
+
+def test_the_memory_benchmark_tells_its_rows():
+    assert len(set(text_memory.names(20_000))) == 20_000
+    threads = torch.get_num_threads()
+    try:
+        rows = [text_memory.measure(name, 30, "cpu", 10, "tiny") for name in text_memory.STEPS]
+    finally:
+        torch.set_num_threads(threads)
+    assert [(row["learned"], row["prompts"]) for row in rows] == [(30, 2), (10, 1), (30, 1)]
+    assert all(row["peak_bytes"] >= 0 < row["model_bytes"] for row in rows)
+    assert "| 30 | 10 | 1 |" in text_memory.table(rows)
+
+
+# torch.compile
+
+
+def compiled_and_plain(names, dtype, layers: int = 2):
+    torch.manual_seed(0)
+    model = CLIP(8, 32, 1, 64, 16, 77, 49408, 16, 2, layers).to(dtype).requires_grad_(False)
+    layout = PromptLayout.build(names, tokenize, "a photo of a")
+    start, results = torch.randn(2, 4, 16, dtype=dtype), []
+    encoders = [TextEncoder(model, layout, compiled=compiled) for compiled in (True, False)]
+    for encoder in encoders:
+        context = start.clone().requires_grad_()
+        features = encoder(context)
+        torch.sin(3 * features).sum().backward()
+        results.append((features.detach(), {"context": context.grad}))
+    return encoders[0], results
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_compiled_layers_compute_the_same():
+    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float32, layers=1)  # half a minute
+    assert encoder._compiled is not None and encoder._compiled_is_right
+    assert_equal_results(compiled, plain, bound=1e-4)
+
+
+def test_layers_are_compiled_as_one_graph(monkeypatch):
+    """Traced alone, which is quick: no part of the layers falls back to Python."""
+    trace = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", trace)
+    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float64)
+    assert encoder._compiled is not None and encoder._compiled_is_right
+    assert_equal_results(compiled, plain, bound=1e-12)
+
+
+@pytest.mark.parametrize("answer", ["an error", "other numbers"])
+def test_where_compiling_fails_a_line_says_so_and_the_step_runs(monkeypatch, capsys, answer):
+    def compile(layers, dynamic):
+        def broken(*given):
+            if answer == "an error":
+                raise RuntimeError("no compiler\nfound")
+            return 1.1 * layers(*given)
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile)
+    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float64)
+    assert_equal_results(compiled, plain, bound=1e-12)
+    line = capsys.readouterr().out
+    reason = "no compiler" if answer == "an error" else "its features are off by 10%"
+    assert line == f"MODEL.COMPILE: torch.compile fails here ({reason}); it is left out.\n"
 
 
 def test_an_unknown_text_path_is_refused():

@@ -581,6 +581,7 @@ def compiled_and_plain(names, dtype, layers: int = 2):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_compute_the_same():
     encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float32, layers=1)  # half a minute
     assert encoder._compiled is not None and encoder._compiled_is_right

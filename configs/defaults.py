@@ -19,7 +19,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.MODEL.TEXT_PATH = "fast"
     # Classes that are encoded at a time. All parts but one are computed again for their gradient:
     # memory stays bounded, and such a part takes half as much time again. 0: all at once, or as
-    # many as 1.75 GiB of activations allow.
+    # many as 1.5 GiB of activations allow.
     cfg.MODEL.TEXT_CHUNK = 0
     # The text tower's training step through torch.compile, where all classes are encoded at once:
     # the same up to rounding, and a start that takes minutes on a CPU (docs/LOG.md). Where it

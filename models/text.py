@@ -39,7 +39,7 @@ from models.packing import Plan, Queries, Rows, make_plan, prefix_lengths
 from models.prompt_layout import PromptLayout
 
 # A piece of classes is as large as these allow, where its size is not given.
-_TRAINING_BYTES = 7 << 28  # kept for backward: 1.75 GiB
+_TRAINING_BYTES = 6 << 28  # kept for backward: 1.5 GiB
 _ENCODING_BYTES = 1 << 28  # of one layer, where no gradient is wanted: 256 MiB
 _LARGEST_GAP = 0.02  # of compiled features from plain ones: half precision rounds elsewhere
 _VALUES_PER_ROW = 11  # times D: what a layer keeps of a row for backward
@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
 
         Args:
             piece: classes that are encoded at a time; 0: as many as memory for their gradient
-                allows (1.75 GiB), or all.
+                allows (1.5 GiB), or all.
             compiled: training over all classes at once goes through torch.compile.
         Raises:
             ValueError: the model's text tower is not CLIP's causal transformer.

@@ -20,7 +20,7 @@ THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1  # two threads on two busy cores 
 
 .PHONY: demo demo-all test check toy-weights setup clean
 
-demo: $(READY)  ## dump, train, evaluate and compare on the toy world: about three minutes
+demo: $(READY)  ## dump, train, evaluate and compare on the toy world: about two minutes
 	$(THREADS) $(PYTHON) scripts/demo.py
 
 demo-all: $(READY)  ## the same for every method and host: about ten times as long

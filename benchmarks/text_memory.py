@@ -27,11 +27,11 @@ from torch import Tensor
 import losses
 from benchmarks.clips import random_student, random_unit
 from benchmarks.report import add_flags, keep, markdown
+from benchmarks.steps import BATCH, Bench
 from models.learners import ContextLearner, initial_context
 from models.prompted_clip import PromptedCLIP
 from trainers.distillation import likely_classes
 
-BATCH = 32
 LARGEST_PEAK = {("FDBPL", 1000): 3_000_000_000}  # bytes above the loaded model
 
 
@@ -43,14 +43,9 @@ def names(count: int) -> list[str]:
 
 
 def fdbpl(model: PromptedCLIP, image_BD: Tensor, teacher_BV: Tensor, k_max: int) -> None:
-    """All names, a positive and a negative prompt."""
-    text_2VD = model.text_features()
-    positive_BV, negative_BV = model.logits(image_BD, text_2VD)
-    weight_B = losses.region_weight(teacher_BV)
-    loss = (weight_B * losses.symmetric_kl(positive_BV, teacher_BV)).mean()
-    loss += ((1 - weight_B) * losses.rejection(negative_BV)).mean()
-    loss += losses.cascaded_difference(positive_BV - negative_BV, teacher_BV, weight_B, 0.2)
-    loss.backward()
+    """All names, a positive and a negative prompt, all four terms."""
+    loss = Bench(model.clip).fdbpl_loss(teacher_BV.shape[1])
+    loss(model.logits(image_BD, model.text_features())).backward()
 
 
 def class_agnostic(model: PromptedCLIP, image_BD: Tensor, teacher_BV: Tensor, k_max: int) -> None:

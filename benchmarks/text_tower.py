@@ -3,8 +3,8 @@ r"""Time and memory of the text tower, forward and backward, against all 77 toke
     python -m benchmarks.text_tower --classes 50 100
 
 Random weights at ViT-B/16's text size, 512 wide with 12 layers of 8 heads, one thread, the first
-ImageNet class names; medians of CPU time over
-rounds in which every variant runs once. What a step takes of memory: benchmarks/text_memory.py.
+ImageNet class names; medians of CPU time over rounds in which every variant runs once. What a step
+takes of memory: benchmarks/text_memory.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from safetensors.torch import load_file
-from toy_runs import run
+from toy_runs import run, stopped_in
 
 from models import clip as clip_loader
 from reporting.results import RunResult
@@ -60,7 +60,7 @@ def test_every_pair_is_registered():
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_trains_stops_goes_on_and_is_evaluated_on_new_names(world, store, name, monkeypatch):
+def test_trains_stops_goes_on_and_is_evaluated_on_new_names(world, store, name):
     whole = run(world, store, name, f"m/{name}", epochs=2)
     learned = state_of(whole)
 
@@ -72,18 +72,8 @@ def test_trains_stops_goes_on_and_is_evaluated_on_new_names(world, store, name, 
     assert not any(value.requires_grad for value in whole.model.clip.model.parameters())
 
     # Stopped in the middle of epoch 2 and started again: the same bits.
-    cls = TRAINER_REGISTRY.get(name)
-    original = cls.forward_backward
-
-    def stop(self, batch):
-        if self.epoch == 1 and self.batch_idx == 1:
-            raise KeyboardInterrupt
-        return original(self, batch)
-
-    monkeypatch.setattr(cls, "forward_backward", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(name, epoch=1):
         run(world, store, name, f"m/{name}_cut", epochs=2)
-    monkeypatch.setattr(cls, "forward_backward", original)
     continued = run(world, store, name, f"m/{name}_cut", epochs=2)
     assert continued.start_epoch == 1
     found = state_of(continued)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dassl.engine import TRAINER_REGISTRY
-from toy_runs import REPO, flags, run
+from toy_runs import REPO, flags, run, stopped_in
 
 import train
 from configs.cli import setup_cfg
@@ -106,23 +105,10 @@ def test_workers_do_not_change_a_bit(world, store):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_run_that_stopped_and_went_on_ends_with_the_same_bits(world, store, name, monkeypatch):
+def test_a_run_that_stopped_and_went_on_ends_with_the_same_bits(world, store, name):
     whole = saved_prompts_of(run(world, store, name, f"{name}/whole", epochs=4))
-    cls = TRAINER_REGISTRY.get(name)
-    steps = []
-
-    def stop_in_epoch_three(self, batch):
-        if self.epoch == 2 and self.batch_idx == 1:
-            raise KeyboardInterrupt
-        steps.append(self.epoch)
-        return original(self, batch)
-
-    original = cls.forward_backward
-    monkeypatch.setattr(cls, "forward_backward", stop_in_epoch_three)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(name, epoch=2):
         run(world, store, name, f"{name}/cut", epochs=4)
-    assert max(steps) == 2
-    monkeypatch.setattr(cls, "forward_backward", original)
     continued = run(world, store, name, f"{name}/cut", epochs=4)
     assert continued.start_epoch == 2
     found = saved_prompts_of(continued)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dassl.engine import TRAINER_REGISTRY
 
 import dump_teacher_logits
 import train
@@ -61,3 +63,19 @@ def run(world, store, trainer, out, *, seed=1, extra=(), **keys):
         keys.setdefault("TRAINER.FDBPL.STORE", store)
     command = [*flags(world, trainer, seed=seed), "--output-dir", str(world / out), *extra]
     return train.main([*command, *options(**keys)])
+
+
+@contextlib.contextmanager
+def stopped_in(trainer: str, *, epoch: int):
+    """Runs of a trainer inside it are interrupted at the second batch of an epoch, from 0."""
+    cls = TRAINER_REGISTRY.get(trainer)
+    original = cls.forward_backward
+
+    def stop(self, batch):
+        if self.epoch == epoch and self.batch_idx == 1:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cls, "forward_backward", stop)
+        yield

@@ -20,7 +20,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from reporting.__main__ import python, settings_of_environment
+from protocols.__main__ import python, settings_of_environment
+from protocols.plan import REFUSE, SKIP, Settings, check_datasets, plan
+from protocols.schedule import AnyJob, Cluster, Local, Outcome, execute
+from protocols.seeds import join_seeds
 from reporting.methods import (
     BASE2NEW,
     CROSS,
@@ -36,9 +39,6 @@ from reporting.methods import (
     find_method,
     source_of,
 )
-from reporting.plan import REFUSE, SKIP, Settings, check_datasets, plan
-from reporting.schedule import AnyJob, Cluster, Local, Outcome, execute
-from reporting.together import join_seeds
 
 DATASETS = {BASE2NEW: ELEVEN, CROSS: CROSS_TARGETS, DOMAINS: DOMAIN_TARGETS, FEW_SHOT: ELEVEN}
 SHOTS = dict.fromkeys(PROTOCOLS, (16,)) | {FEW_SHOT: FEW_SHOTS}

@@ -29,13 +29,13 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+from protocols.plan import Job, Settings, plan  # noqa: E402
+from protocols.schedule import execute  # noqa: E402
 from reporting.base2new import compare  # noqa: E402  (the repository is not a package)
 from reporting.methods import BASE2NEW, METHODS, find_method  # noqa: E402
 from reporting.paths import store_dir  # noqa: E402
-from reporting.plan import Job, Settings, plan  # noqa: E402
 from reporting.plots import base_new_h, region_grid  # noqa: E402
 from reporting.results import write_text  # noqa: E402
-from reporting.schedule import execute  # noqa: E402
 from reporting.tables import render  # noqa: E402
 
 # Long ones first, so that the last core does not wait for them.
@@ -142,7 +142,7 @@ def run_all(args: argparse.Namespace) -> int:
 
 @dataclass
 class Workers:
-    """A backend of reporting.schedule: jobs are calls in the long-lived processes of a pool."""
+    """A backend of protocols.schedule: jobs are calls in the long-lived processes of a pool."""
 
     pool: ProcessPoolExecutor
     jobs: int

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One step of one method: what the scripts in scripts/<method>/ hand over to. The plan is made in
-# reporting/plan.py; run_protocol.py runs all of a protocol.
+# protocols/plan.py; run_protocol.py runs all of a protocol.
 #
 #   bash scripts/run.sh METHOD STEP DATASET SEED [KEY VALUE ...]
 #   bash scripts/run.sh METHOD few_shot DATASET SHOTS [SEED ...] [KEY VALUE ...]
@@ -36,4 +36,4 @@ else
     PYTHON=python
 fi
 export PYTHON
-exec "$PYTHON" -m reporting "$caller" run "$@"
+exec "$PYTHON" -m protocols "$caller" run "$@"

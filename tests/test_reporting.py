@@ -160,7 +160,7 @@ def test_versions_and_memory_are_plain_values():
 
 def test_reporting_does_not_load_torch():
     code = (
-        "import sys, reporting.compare, reporting.logs, reporting.plots, reporting.schedule;"
+        "import sys, reporting.compare, reporting.logs, reporting.plots, protocols.schedule;"
         "import run_protocol;"
         "print([m for m in ('torch', 'matplotlib', 'dassl', 'models') if m in sys.modules])"
     )

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from fake_runs import finish, flag
 
+from protocols.plan import STEPS
 from reporting.methods import METHODS
 from reporting.paths import TEST_NEW, TRAIN_BASE, XD_TEST, XD_TRAIN, run_dir
-from reporting.plan import STEPS
 from reporting.results import RunResult
 
 REPO = Path(__file__).resolve().parents[1]
 SHOWN = {"zsclip": "vit_b16", "coop": "vit_b16_ctxv1", "fdbpl": "vit_b32_ctxv1"}  # and recipes
 
-# Passes -m reporting and the parser on to the real Python; records anything else, one run a line.
+# Passes -m protocols and the parser on to the real Python; records anything else, one run a line.
 STUB = """#!/usr/bin/env bash
 case $1 in -m | parse_test_res.py) exec {python} "$@" ;; esac
 printf '%q ' "$@" >>{record}
@@ -35,7 +35,7 @@ class Copy:
     def __init__(self, tmp_path: Path):
         self.root = tmp_path / "the repo"
         self.record = tmp_path / "record"
-        for name in ("scripts", "reporting"):
+        for name in ("scripts", "protocols", "reporting"):
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPO / name, self.root / name, ignore=ignore)
         for name in ("parse_test_res.py", "run_protocol.py"):

@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("protocol", choices=PROTOCOLS)
     add = parser.add_argument
-    add("--trainers", nargs="+", required=True, help="trainers, or folders of scripts/")
+    add("--trainers", nargs="+", required=True, help="trainers, or METHODs of scripts/run.sh")
     add("--datasets", nargs="+", help="stems in configs/datasets; targets of a transfer")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add("--together", action="store_true", help="a method's seeds in one process; where text "

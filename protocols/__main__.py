@@ -107,8 +107,8 @@ def run_jobs(jobs: Sequence[Job], always: bool) -> int:
             command = [python(), *job.command()]
         except ResultError:
             raise PlanError(
-                f"nothing to test yet: bash scripts/{job.method.folder}/"
-                f"{'base2new' if job.protocol == BASE2NEW else 'xd'}_train.sh "
+                f"nothing to test yet: bash scripts/run.sh {job.method.folder} "
+                f"{'base2new' if job.protocol == BASE2NEW else 'xd'}_train "
                 f"{job.needs[0].dataset} {job.seed}"
             ) from None
         if os.environ.get("DRY_RUN"):

@@ -61,7 +61,7 @@ class Stems:
 class Method:
     """One line of the table of methods."""
 
-    folder: str  # in scripts/, and METHOD of scripts/run.sh
+    folder: str  # METHOD of scripts/run.sh, and the folder in scripts/ where there is one
     trainer: str  # registered name, and folder in configs/trainers
     base2new: Stems
     cross: Stems  # cross-data-set and domain generalisation: one training serves both

@@ -167,6 +167,7 @@ _FDBPL = (
         for host, (trainer, stems) in _DISTILLED.items()
     ),
 )
+PLAIN = tuple(dict.fromkeys(method.trainer for method in _PLAIN))  # the order of rows in a table
 METHODS = {method.folder: method for method in (*_PLAIN, *_KDPL, *_FDBPL)}
 
 

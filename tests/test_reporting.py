@@ -16,6 +16,11 @@ from fake_runs import answer, fake_result, write_run
 
 from reporting import compare as tables_of
 from reporting.base2new import compare
+from reporting.paired import (
+    read_predictions,
+    standard_error,
+    write_predictions,
+)
 from reporting.paths import (
     FEW_SHOT_TRAIN,
     SCOPE_OF_PHASE,
@@ -33,11 +38,6 @@ from reporting.plots import (
     draw_all,
     few_shot_curves,
     transfer_bars,
-)
-from reporting.predictions import (
-    read_predictions,
-    standard_error,
-    write_predictions,
 )
 from reporting.published import read_published
 from reporting.results import (

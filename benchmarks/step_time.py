@@ -56,9 +56,6 @@ RATIOS = {  # name -> numerator, denominator: rows, and which of their numbers
     "saved_activations_vs_77": ("text 77", "text", "saved_bytes"),
     "regions_32x8_vs_32": ("fdbpl 32x8", "fdbpl cached", "ms"),
     "seeds_3_vs_1": ("fdbpl seeds", "fdbpl cached", "ms"),
-    "fdbpl_graph_vs_kdpl_online": ("kdpl official", "fdbpl graph", "ms"),
-    "fdbpl_graph_vs_coop_official": ("coop official", "fdbpl graph", "ms"),
-    "seeds_3_graph_vs_1": ("fdbpl seeds graph", "fdbpl graph", "ms"),
 }
 
 
@@ -148,10 +145,6 @@ class Benchmark:
             "kdpl": Row("KDPL here", (image, kdpl, teacher), BATCH, scaled),
             "fdbpl images": Row("FDBPL here, images each step", (image, fdbpl), BATCH),
             "fdbpl cached": Row("FDBPL here, cached features", (fdbpl,)),
-            "fdbpl graph": Row("FDBPL here, cached features, CUDA graph", note="not on cpu"),
-            "fdbpl seeds graph": Row(
-                "FDBPL here, cached features, 3 seeds in one batch, CUDA graph", note="not on cpu"
-            ),
             "fdbpl 32x8": Row(
                 "FDBPL here, cached features, 32 x 8 regions",
                 (own("fdbpl here 32 x 8", bench.fdbpl, 8 * BATCH),),
@@ -174,11 +167,6 @@ class Benchmark:
             maple, promptsrc = own("maple", bench.maple), own("promptsrc", bench.promptsrc)
             rows["maple"] = Row("MaPLe here", (maple,), SMALL_BATCH, small)
             rows["promptsrc"] = Row("PromptSRC here", (promptsrc,), SMALL_BATCH, small)
-        if self.on_gpu:
-            graph = own("fdbpl here graph", lambda c: bench.fdbpl(c, graph=True))
-            rows["fdbpl graph"] = replace(rows["fdbpl graph"], parts=(graph,), note="")
-            graph = own("fdbpl here 3 seeds graph", lambda c: bench.fdbpl_seeds(c, 3, graph=True))
-            rows["fdbpl seeds graph"] = replace(rows["fdbpl seeds graph"], parts=(graph,), note="")
         return rows
 
     def check(self, classes: int) -> dict[str, float]:

@@ -26,10 +26,6 @@ def extend_cfg(cfg: CfgNode) -> None:
     # fails, a line says so and the step runs without.
     cfg.MODEL.COMPILE = False
 
-    # Record the training step as a CUDA graph, where only text prompts are learned, and replay it.
-    # Elsewhere, and on a CPU, steps are computed as without it; a line says why.
-    cfg.TRAIN.CUDA_GRAPH = False
-
     # Share of the hand-written prompt in the class features at test; several values: a sweep.
     cfg.TEST.TEXT_INTERPOLATION = (0.0,)
 

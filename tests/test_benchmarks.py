@@ -45,18 +45,14 @@ def test_step_time_keeps_rows_and_ratios_by_class_count(steps):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_step_time_on_a_gpu_has_the_rows_of_graphs(tmp_path, precision):
+def test_step_time_on_a_gpu_has_its_rows(tmp_path, precision):
     path = tmp_path / "steps.json"
     sizes = ["--student", TINY, "--teacher", TINY, "--classes", "3", "--rounds", "2"]
     step_time.main([*sizes, "--device", "cuda", "--precision", precision, "--json", str(path)])
     record = json.loads(path.read_text())
     timed = {row["name"] for row in record["rows"] if row["ms"] is not None}
-    assert {
-        "KDPL, official, bf16 teacher", "FDBPL here, cached features, CUDA graph",
-        "FDBPL here, cached features, 3 seeds in one batch, CUDA graph",
-    } <= timed  # fmt: skip
-    wanted = {"fdbpl_graph_vs_coop_official", "fdbpl_vs_kdpl_online_bf16", "seeds_3_graph_vs_1"}
-    assert wanted <= set(record["ratios"]["3"])
+    assert "KDPL, official, bf16 teacher" in timed
+    assert "fdbpl_vs_kdpl_online_bf16" in record["ratios"]["3"]
 
 
 def test_fewer_tokens_cost_fewer_operations_and_less_memory(steps):

@@ -1,4 +1,4 @@
-"""train.py --seeds: seeds in one process end as their own runs do; recorded steps as plain ones."""
+"""train.py --seeds: seeds in one process end as their own runs do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import dump_teacher_logits
 import train
 from reporting.results import RunResult
 from trainers import gradients as gradients_module
-from trainers.gradients import Recorded, gradients
+from trainers.gradients import gradients
 
 TEXT_ONLY = {
     "CoOp": {},
@@ -148,100 +148,6 @@ def test_odd_seeds_are_refused(world, stores, extra, told):
 def test_no_output_folder_is_refused():
     with pytest.raises(ValueError, match="--output-dir"):
         train.main(["--seeds", "1", "2", "--trainer", "CoOp"])
-
-
-# Recorded steps: what a CUDA graph replays, with a recorder that a CPU has
-
-
-class InPlace:
-    """Like CUDA graphs: results and gradients stay in the memory of the first time."""
-
-    def __init__(self, trainers):
-        self.learners, self.recordings, self.replays = [t.model.learner for t in trainers], 0, 0
-
-    def __call__(self, run):
-        found, self.recordings = run(), self.recordings + 1
-        grads = {x: x.grad for one in self.learners for x in one.parameters() if x.requires_grad}
-
-        def replay():
-            self.replays += 1
-            for old, new in zip(found, run(), strict=True):
-                for name, value in old.terms.items():
-                    value.data.copy_(new.terms[name].data)
-                old.logits.data.copy_(new.logits.data)
-            for parameter, grad in grads.items():
-                grad.copy_(parameter.grad)
-
-        return found, replay
-
-
-def test_recorded_steps_train_like_plain_ones(world, stores, monkeypatch):
-    plain, made = alone(world, stores, "FDBPL", "plain", 1), []
-
-    def record(trainers):
-        made.append(InPlace(trainers))
-        return Recorded(trainers, made[0])
-
-    monkeypatch.setattr("trainers.base.make_gradients", record)
-    replayed = alone(world, stores, "FDBPL", "recorded", 1)
-    assert made[0].recordings == 1 and made[0].replays == 3 * replayed.num_batches
-    assert torch.equal(learned(plain), learned(replayed))
-
-
-def test_another_shape_of_batch_is_another_recording(world, stores):
-    trainer = alone(world, stores, "CoOp", "shapes", 1, epochs=1, **{"TEST.NO_TEST": True})
-    recorder = InPlace([trainer])
-    recorded, batch = Recorded([trainer], recorder), next(iter(trainer.train_loader_x))
-    small = {"img": batch["img"][:8], "label": batch["label"][:8]}
-    for _ in range(2):
-        for one in (batch, small):
-            ((terms, logits),) = recorded([one])
-            expected, wanted = trainer.losses(one)
-            assert torch.equal(logits, wanted) and torch.equal(terms["loss"], expected["loss"])
-    assert recorder.recordings == 2
-
-
-def test_a_cpu_says_that_it_records_nothing(world, stores, capsys):
-    trainer = alone(world, stores, "CoOp", "graph", 1, epochs=1, **{"TRAIN.CUDA_GRAPH": True})
-    assert "TRAIN.CUDA_GRAPH: steps are launched operation by operation" in capsys.readouterr().out
-    other = alone(world, stores, "CoOp", "nograph", 1, epochs=1)
-    assert torch.equal(learned(trainer), learned(other))
-
-
-def test_a_recording_that_fails_leaves_plain_steps(world, stores, monkeypatch, capsys):
-    def broken(run):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    monkeypatch.setattr(gradients_module, "record_cuda_graph", broken)
-    monkeypatch.setattr(gradients_module, "not_recordable", lambda trainers: "")
-    keys = {"TRAIN.CUDA_GRAPH": True}
-    trainer = alone(world, stores, "CoOp", "broken", 1, epochs=1, **keys)
-    told = capsys.readouterr().out
-    assert told.count("recording failed") == 1 and "not permitted" in told
-    other = alone(world, stores, "CoOp", "unbroken", 1, epochs=1)
-    assert torch.equal(learned(trainer), learned(other))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["CoOp", "FDBPL"])
-def test_cuda_graphs_train_like_plain_steps(world, stores, name, capsys):
-    keys = {"TRAINER.COOP.PREC": "fp32"}
-    plain = alone(world, stores, name, f"g/plain_{name}", 1, **keys)
-    capsys.readouterr()
-    recorded = alone(world, stores, name, f"g/{name}", 1, **keys, **{"TRAIN.CUDA_GRAPH": True})
-    assert "TRAIN.CUDA_GRAPH" not in capsys.readouterr().out
-    assert (learned(plain) - learned(recorded)).abs().max() <= 1e-6
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "amp", "bf16"])
-def test_seeds_share_a_cuda_graph(world, stores, precision):
-    keys = {"TRAINER.COOP.PREC": precision, "TRAIN.CUDA_GRAPH": True}
-    found = together(world, stores, "FDBPL", f"gs/{precision}", **keys)
-    for seed, trainer in zip(SEEDS, found, strict=True):
-        own = alone(world, stores, "FDBPL", f"ga/{precision}", seed, **keys)
-        bound = 1e-6 if precision == "fp32" else 1e-2
-        assert (learned(trainer) - learned(own)).abs().max() <= bound
 
 
 def test_gradients_of_one_are_those_of_backward(world, stores):

@@ -21,10 +21,6 @@ def extend_cfg(cfg: CfgNode) -> None:
     # memory stays bounded, and such a part takes half as much time again. 0: all at once, or as
     # many as 1.5 GiB of activations allow.
     cfg.MODEL.TEXT_CHUNK = 0
-    # The text tower's training step through torch.compile, where all classes are encoded at once:
-    # the same up to rounding, and a start that takes minutes on a CPU (docs/LOG.md). Where it
-    # fails, a line says so and the step runs without.
-    cfg.MODEL.COMPILE = False
 
     # Share of the hand-written prompt in the class features at test; several values: a sweep.
     cfg.TEST.TEXT_INTERPOLATION = (0.0,)

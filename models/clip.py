@@ -55,7 +55,6 @@ class LoadedClip:
     device: torch.device
     text_path: str = "fast"  # how prompts go through the text tower: see models/prompted_clip.py
     text_chunk: int = 0  # classes that the text tower encodes at a time; 0: as many as fit
-    text_compiled: bool = False  # prompts are trained by way of torch.compile
 
     @property
     def feature_width(self) -> int:

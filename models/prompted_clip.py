@@ -132,9 +132,7 @@ class PromptedCLIP(FrozenCLIP):
         self._layout = (context, position, per_class)
         self._fixed_text_CD: Tensor | None = None  # of a positive prompt that is not learned
         layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
-        self.text_encoder = TEXT_PATHS[clip.text_path](
-            clip.model, layout, clip.text_chunk, clip.text_compiled
-        )
+        self.text_encoder = TEXT_PATHS[clip.text_path](clip.model, layout, clip.text_chunk)
 
     @property
     def conditional(self) -> bool:

@@ -193,12 +193,7 @@ class PromptTrainer(TrainerX):
                     f"INPUT.{key} is {found}, but {clip.name} was trained with {own}. Set it in "
                     "the --config-file, as the recipes in configs/trainers do."
                 )
-        return replace(
-            clip,
-            text_path=cfg.MODEL.TEXT_PATH,
-            text_chunk=cfg.MODEL.TEXT_CHUNK,
-            text_compiled=cfg.MODEL.COMPILE,
-        )
+        return replace(clip, text_path=cfg.MODEL.TEXT_PATH, text_chunk=cfg.MODEL.TEXT_CHUNK)
 
     # Training
 

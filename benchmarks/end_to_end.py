@@ -3,10 +3,9 @@ r"""A whole base-to-new run of three seeds, with and without its dump, against o
     python -m benchmarks.end_to_end --json benchmarks/results/<machine>/end_to_end.json
 
 1. The toy world, measured: train.py and dump_teacher_logits.py on fresh folders in this process,
-   training on base classes, test on base and on new ones, seeds 1 to 3, one after the other and, at
-   the first M, as train.py --seeds. Seconds by phase, CPU time of one thread (wall time beside it
-   in the JSON); the images are drawn before, and start-up is not in it. Toy networks are so small
-   that the rest of a run decides.
+   training on base classes, test on base and on new ones, seeds 1 to 3. Seconds by phase, CPU time
+   of one thread (wall time beside it in the JSON); the images are drawn before, and start-up is not
+   in it. Toy networks are so small that the rest of a run decides.
 2. 50 classes, 800 images, 50 epochs, batch 32, ViT-B/16, teacher ViT-H/14, composed: medians of the
    pieces that benchmarks.step_time measured (--steps FILE; without it, it is run here), CPU time of
    one thread, multiplied by how often a run does each:
@@ -39,8 +38,6 @@ from benchmarks import bars, report, step_time
 from benchmarks.steps import BATCH
 
 REPO = report.REPO
-TOGETHER = "seeds in one process"
-Seeds = Sequence[int]
 TEST_IMAGES = 1600  # 800 of base classes, 800 of new ones
 
 
@@ -54,61 +51,48 @@ class ToyRuns:
         self.folder, self.options = folder, list(options)
         (folder / "data").mkdir()
 
-    def flags(self, trainer: str, seeds: Seeds, scope: str) -> tuple[list[str], list[str]]:
+    def flags(self, trainer: str, seed: int, scope: str) -> tuple[list[str], list[str]]:
         """Flags, and the KEY VALUE pairs that follow them."""
-        seed = "--seed" if len(seeds) == 1 else "--seeds"
         return [
-            *("--root", str(self.folder / "data"), seed, *map(str, seeds), "--trainer", trainer),
+            *("--root", str(self.folder / "data"), "--seed", str(seed), "--trainer", trainer),
             *("--dataset-config-file", str(REPO / "configs/datasets/toy_shapes.yaml")),
             *("--config-file", str(REPO / f"configs/trainers/{trainer}/toy.yaml")),
         ], ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", scope, *self.options]
 
     def draw_images(self) -> None:
-        self._train("ZeroshotCLIP", [1], "base", "first", [], ["--no-train"])
+        self._train("ZeroshotCLIP", 1, "base", "first", [], ["--no-train"])
 
-    def run(self, trainer: str, seeds: Seeds, regions: int | None) -> dict[str, Clock]:
-        """Dump where regions are given, train and test on base, test on new; seeds in one process.
-
-        Dumps are one after the other.
-        """
-        name = f"{trainer}_{regions}_{'_'.join(map(str, seeds))}"
+    def run(self, trainer: str, seed: int, regions: int | None) -> dict[str, Clock]:
+        """Dump where regions are given, train and test on base, test on new."""
+        name = f"{trainer}_{regions}_{seed}"
         # Of this method alone, so that none works for another.
-        keys = [
-            "TEST.FEATURES_DIR",
-            str(self.folder / f"features_{trainer}_{regions}_{len(seeds)}"),
-        ]
+        keys = ["TEST.FEATURES_DIR", str(self.folder / f"features_{trainer}_{regions}")]
         seconds: dict[str, Clock] = {}
         if regions is not None:
-            store = str(self.folder / f"store_{name}" / "seed{seed}")
+            store = str(self.folder / f"store_{name}")
             keys += ["TRAINER.FDBPL.NUM_REGIONS", str(regions), "TRAINER.FDBPL.STORE", store]
-            seconds["dump"] = self._dump(trainer, seeds, keys)
-        seconds["train and test on base"] = self._train(trainer, seeds, "base", name, keys, [])
+            seconds["dump"] = self._dump(trainer, seed, keys)
+        seconds["train and test on base"] = self._train(trainer, seed, "base", name, keys, [])
         trained = ["--eval-only", "--model-dir", str(self.folder / name)]
-        seconds["test on new"] = self._train(trainer, seeds, "new", f"{name}_new", keys, trained)
+        seconds["test on new"] = self._train(trainer, seed, "new", f"{name}_new", keys, trained)
         return seconds
 
-    def _dump(self, trainer: str, seeds: Seeds, keys: list[str]) -> Clock:
+    def _dump(self, trainer: str, seed: int, keys: list[str]) -> Clock:
         import dump_teacher_logits
 
         with timed() as clock, silent():
-            for seed in seeds:
-                flags, options = self.flags(trainer, [seed], "base")
-                own = [key.replace("{seed}", str(seed)) for key in keys]
-                if dump_teacher_logits.run([*flags, *options, *own]):
-                    raise RuntimeError(
-                        f"the dump for {trainer}, seed {seed} failed; run it by hand."
-                    )
+            flags, options = self.flags(trainer, seed, "base")
+            if dump_teacher_logits.run([*flags, *options, *keys]):
+                raise RuntimeError(f"the dump for {trainer}, seed {seed} failed; run it by hand.")
         return clock
 
     def _train(
-        self, trainer: str, seeds: Seeds, scope: str, out: str, keys: list[str], extra: list[str]
+        self, trainer: str, seed: int, scope: str, out: str, keys: list[str], extra: list[str]
     ) -> Clock:
         import train
 
-        flags, options = self.flags(trainer, seeds, scope)
+        flags, options = self.flags(trainer, seed, scope)
         flags += ["--output-dir", str(self.folder / out), *extra]
-        if len(seeds) == 1:
-            keys = [key.replace("{seed}", str(seeds[0])) for key in keys]
         with timed() as clock, silent():
             train.main([*flags, *options, *keys])
         return clock
@@ -135,7 +119,7 @@ def silent() -> Iterator[None]:
         yield
 
 
-def measure_toy(seeds: Seeds, regions: Sequence[int], options: Sequence[str]) -> list[dict]:
+def measure_toy(seeds: Sequence[int], regions: Sequence[int], options: Sequence[str]) -> list[dict]:
     """Seconds of all seeds by phase, of online KDPL and of FDBPL at each M."""
     with tempfile.TemporaryDirectory(prefix="end_to_end_") as name:
         runs = ToyRuns(Path(name), options)
@@ -144,14 +128,10 @@ def measure_toy(seeds: Seeds, regions: Sequence[int], options: Sequence[str]) ->
         phases: dict[tuple, list[dict[str, Clock]]] = {method: [] for method in methods}
         for seed in seeds:  # the methods in turn
             for method in methods:
-                phases[method].append(runs.run(method[0], [seed], method[1]))
-        if len(seeds) > 1:
-            for method in methods[:2]:
-                phases[(*method, TOGETHER)] = [runs.run(method[0], seeds, method[1])]
+                phases[method].append(runs.run(method[0], seed, method[1]))
     rows = []
-    for (_, count, *how), found in phases.items():
+    for (_, count), found in phases.items():
         label = "KDPL here" if count is None else f"FDBPL here, M = {count}"
-        label = ", ".join([label, *how])
         cpu, wall = (
             {phase: sum(getattr(each[phase], kind) for each in found) for phase in found[0]}
             for kind in ("cpu", "seconds")

@@ -55,7 +55,6 @@ RATIOS = {  # name -> numerator, denominator: rows, and which of their numbers
     "text_flop_vs_77": ("text 77", "text", "flop"),
     "saved_activations_vs_77": ("text 77", "text", "saved_bytes"),
     "regions_32x8_vs_32": ("fdbpl 32x8", "fdbpl cached", "ms"),
-    "seeds_3_vs_1": ("fdbpl seeds", "fdbpl cached", "ms"),
 }
 
 
@@ -149,10 +148,6 @@ class Benchmark:
                 "FDBPL here, cached features, 32 x 8 regions",
                 (own("fdbpl here 32 x 8", bench.fdbpl, 8 * BATCH),),
             ),
-            "fdbpl seeds": Row(
-                "FDBPL here, cached features, 3 seeds in one batch",
-                (own("fdbpl here 3 seeds", bench.fdbpl_seeds, 3),), note="all three seeds",
-            ),
             "text 77": Row("Text tower alone, 77 tokens", (text_77,)),
             "text": Row("Text tower alone, here", (coop,)),
         }  # fmt: skip
@@ -199,7 +194,7 @@ def cpu_has_bf16() -> bool:
 
 
 def ratios_of(rows: dict[str, dict[str, Any]], workers: int, on_gpu: bool) -> dict[str, float]:
-    """How many times the official computation takes; regions_32x8_vs_32 and seeds_3_vs_1 plain."""
+    """How many times the official computation takes; regions_32x8_vs_32 plain."""
     found = {}
     for name, (above, below, number) in RATIOS.items():
         if rows[above].get(number) and rows[below].get(number):

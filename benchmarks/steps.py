@@ -23,7 +23,7 @@ from models.learners import (
     initial_context,
     random_prompts,
 )
-from models.prompted_clip import PromptedCLIP, text_features_together
+from models.prompted_clip import PromptedCLIP
 
 POSITIVE, NEGATIVE = "a photo of a", "a photo of no"
 BATCH = 32  # CoOp, KDPL and FDBPL
@@ -115,25 +115,6 @@ class Bench:
         model = self.prompted(classes, self.coop_learner(negative=True))
         image_BD, loss = self.image_features(regions), self.fdbpl_loss(classes, regions)
         return trained(model.learner, lambda: loss(model.logits(image_BD, model.text_features())))
-
-    def fdbpl_seeds(self, classes: int, seeds: int) -> Step:
-        """Several seeds in one process, each with its regions: train.py --seeds.
-
-        Where they are too many to be encoded in one piece, one after the other, as there.
-        """
-        models = [self.prompted(classes, self.coop_learner(negative=True)) for _ in range(seeds)]
-        if not models[0].text_in_one_piece(seeds):
-            steps = [self.fdbpl(classes) for _ in models]
-            return lambda: [step() for step in steps] and None
-        images = self.image_features(seeds * BATCH).split(BATCH)
-        loss = self.fdbpl_loss(classes, BATCH)
-
-        def total() -> Tensor:
-            texts = text_features_together(models)
-            logits = [m.logits(i, t) for m, i, t in zip(models, images, texts, strict=True)]
-            return torch.stack([loss(logits_2BC) for logits_2BC in logits]).sum()
-
-        return trained(nn.ModuleList(model.learner for model in models), total)
 
     def maple(self, classes: int) -> Step:
         """MaPLe reads images: prompts of both towers, labels."""

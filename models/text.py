@@ -149,10 +149,6 @@ class TextEncoder(nn.Module):
         features = torch.cat(features, dim=1)
         return features.reshape(*leading, *features.shape[1:])
 
-    def in_one_piece(self, num_contexts: int) -> bool:
-        """Whether training encodes all classes at once, for so many contexts."""
-        return len(self._pieces(None, num_contexts, True)) == 1
-
     def _pieces(
         self, classes: Tensor | None, num_contexts: int, with_gradient: bool
     ) -> tuple[Tensor, ...]:

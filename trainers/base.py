@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from models.templates import template_for
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
 from trainers.evaluation import Evaluation
 from trainers.feature_cache import cached_test_images
-from trainers.gradients import make_gradients
 from trainers.sanity import report_own_data
 
 
@@ -43,8 +42,6 @@ class PromptTrainer(TrainerX):
         self.seconds: dict[str, float | None] = {"setup": None, "train": None, "test": None}
         self.store = None  # the region store of a training run that reads one
         self.scaler = None  # gradient scaler; only amp has one
-        self.gradients: Callable | None = None  # of batches: trainers/gradients.py
-        self.seconds_of_others = 0.0  # that training waited for other seeds of the process
         self._evaluation: Evaluation | None = None  # of the test that runs
         self._start = time.perf_counter()
         super().__init__(cfg)
@@ -69,10 +66,9 @@ class PromptTrainer(TrainerX):
     def losses(self, batch: dict) -> tuple[dict[str, Tensor], Tensor | None]:
         """Weighted loss terms by name, whose sum is trained on.
 
-        Also logits (B, C) to compare with the labels for the log, or None. Where batch["text"] is
-        there, it is the model's text_features().
+        Also logits (B, C) to compare with the labels for the log, or None.
         """
-        output = self.model(batch["img"], text=batch.get("text"))
+        output = self.model(batch["img"])
         terms = {"loss": F.cross_entropy(output.logits, batch["label"])}
         extra = self.regularisers(output, batch["img"], None)
         if extra:
@@ -202,7 +198,10 @@ class PromptTrainer(TrainerX):
             key: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
             for key, value in batch.items()
         }
-        ((terms, logits_BC),) = self.gradients([batch])
+        self.model_zero_grad()
+        terms, logits_BC = self.losses(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         values = torch.stack(list(terms.values())).detach().tolist()
         summary = dict(zip(terms, values, strict=True))
         self._require_finite(summary)
@@ -232,14 +231,12 @@ class PromptTrainer(TrainerX):
         super().before_train()
         self._end_setup()
         report_own_data(self)
-        self.gradients = self.gradients or make_gradients([self])
         self._train_start = time.perf_counter()
 
     def after_train(self) -> None:
         # A resumed run has seen a part of its epochs only: its time would flatter the method.
         whole = self.start_epoch == 0
-        seconds = time.perf_counter() - self._train_start - self.seconds_of_others
-        self.seconds["train"] = seconds if whole else None
+        self.seconds["train"] = time.perf_counter() - self._train_start if whole else None
         super().after_train()
 
     # Evaluation

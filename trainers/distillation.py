@@ -90,7 +90,7 @@ class Distillation:
         target_BC = torch.zeros_like(teacher_BV) if keys.UNIFORM_TEACHER else teacher_BV
         if keys.LABEL_LOGIT:
             target_BC = losses.with_label(target_BC, batch["label"], keys.LABEL_LOGIT)
-        output = self.taught_model(batch["img"], classes, batch.get("text"))
+        output = self.taught_model(batch["img"], classes)
         terms = self.distill(output.logits, target_BC, weight_B)
         positive_BC = output.logits if output.logits.dim() == 2 else output.logits[0]
         if keys.LABEL_WEIGHT:

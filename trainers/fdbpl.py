@@ -66,10 +66,10 @@ class StoredRegions(Distillation):
                 f"TRAINER.FDBPL.REGIONS_PER_STEP is {keys.REGIONS_PER_STEP}; it needs 1 to "
                 f"NUM_REGIONS ({keys.NUM_REGIONS})."
             )
-        if keys.TUNE_TEACHER_EPOCHS and cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if keys.TUNE_TEACHER_EPOCHS and cfg.TRAINER.DISTILL.CLASS_AGNOSTIC:
             raise ValueError(
                 "TRAINER.FDBPL.TUNE_TEACHER_EPOCHS tunes the teacher's prompt on labels, which the "
-                "words of TRAINER.KDPL.CLASS_AGNOSTIC do not have. Switch one of them off."
+                "words of TRAINER.DISTILL.CLASS_AGNOSTIC do not have. Switch one of them off."
             )
         if not any(_weights(keys).values()) and not cfg.TRAINER.DISTILL.LABEL_WEIGHT:
             raise ValueError(

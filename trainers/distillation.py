@@ -127,8 +127,8 @@ def read_vocabulary(path: str) -> list[str]:
     """
     if not path or not Path(path).is_file():
         raise ValueError(
-            f"TRAINER.DISTILL.VOCABULARY is {path!r}, which is no file. With CLASS_AGNOSTIC True it "
-            "needs to be a text file with one word or name a line."
+            f"TRAINER.DISTILL.VOCABULARY is {path!r}, which is no file. With CLASS_AGNOSTIC True "
+            "it needs to be a text file with one word or name a line."
         )
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     if lines and "ClassName" in lines[0].split(","):

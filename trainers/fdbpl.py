@@ -120,7 +120,8 @@ class StoredRegions(Distillation):
         store = with_text_of_run(store, needs, self.teacher_text)
         store.check_run(needs)
         if cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS:
-            store = with_tuned_text(self, store, needs)
+            labels = [item.label for item in dataset.train_x]
+            store = with_tuned_text(store, needs, labels, cfg, self.device)
         print(f"Teacher logits of {len(needs.images)} images are read from {path}")
         return store
 

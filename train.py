@@ -67,10 +67,11 @@ def run_seeds(args: argparse.Namespace) -> list[PromptTrainer]:
         )
     if not args.output_dir:
         raise UsageError("--seeds needs --output-dir: results go to its folders seed1, seed2, ...")
-    done, told, stdout = [], [], sys.stdout
+    done, told, stdout, logs = [], [], sys.stdout, []
     with shared_clips():
         for seed in args.seeds:
-            sys.stdout = stdout  # without the log of the seed before
+            logs.append(sys.stdout)  # upstream's log closes the console when nobody holds it
+            sys.stdout = stdout
             try:
                 done.append(run(of_seed(args, seed)))  # which seeds every random generator
             except Exception as error:

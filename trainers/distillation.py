@@ -19,6 +19,12 @@ from models.templates import DEFAULT, template_for
 class Distillation:
     """Mixin before a prompt model; an objective writes teacher_logits() and distill()."""
 
+    OBJECTIVE = ""  # the config node that names the teacher: TRAINER.<OBJECTIVE>.TEACHER
+
+    def teacher_name(self) -> str:
+        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
+        return "uniform" if uniform else self.cfg.TRAINER[self.OBJECTIVE].TEACHER
+
     def teacher_logits(self, batch: dict) -> Tensor:
         """(B, V) of the batch's images, for taught_classnames()."""
         raise NotImplementedError

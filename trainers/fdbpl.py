@@ -42,9 +42,7 @@ class StoredRegions(Distillation):
     Source: FDBPL, arXiv:2505.18053 (docs/METHOD.md: the terms, and how they act on each host).
     """
 
-    def teacher_name(self) -> str:
-        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
-        return "uniform" if uniform else self.cfg.TRAINER.FDBPL.TEACHER
+    OBJECTIVE = "FDBPL"
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)

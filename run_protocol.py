@@ -53,8 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--trainers", nargs="+", required=True, help="trainers, or METHODs of scripts/run.sh")
     add("--datasets", nargs="+", help="stems in configs/datasets; targets of a transfer")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--together", action="store_true", help="a method's seeds in one process; where text "
-        "prompts are learned they share passes: faster in short runs and on a GPU")  # fmt: skip
+    add("--together", action="store_true", help="a method's seeds in one process: one start-up")
     add("--shots", nargs="+", type=int, help="per class; default 16, few_shot: 1 2 4 8 16")
     add("--backbone", default="", help="prefix of the recipes: vit_b16, vit_b32, rn50, ...")
     add("--root", help="folder that holds the data sets; default $DATA, else data")

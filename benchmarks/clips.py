@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import clip
 import torch
 from open_clip import create_model, list_models
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor
 
-from models import openai_clip
 from models.clip import OPENAI_MEAN, OPENAI_STD, LoadedClip, supported_precision
 from models.prompted_clip import unit
 
@@ -42,9 +42,9 @@ def random_student(name: str, precision: str, device: torch.device) -> LoadedCli
         raise ValueError(f"--student {name!r} is unknown; choose one of {', '.join(STUDENTS)}.")
     precision = supported_precision(precision, device)
     torch.manual_seed(0)
-    model = openai_clip.model.CLIP(*STUDENTS[name])
+    model = clip.model.CLIP(*STUDENTS[name])
     if precision == "fp16":
-        openai_clip.convert_weights(model)
+        clip.model.convert_weights(model)
     return _loaded(name, model, STUDENTS[name][1], precision, device)
 
 
@@ -108,7 +108,7 @@ def _loaded(
     return LoadedClip(
         name=name,
         model=model.eval().to(device),
-        tokenize=openai_clip.tokenize,
+        tokenize=clip.tokenize,
         digest="random",
         image_size=size,
         mean=OPENAI_MEAN,

@@ -292,7 +292,8 @@ def test_teacher_and_regions(name):
     keys = cfg.TRAINER.KDPL if "KDPL" in name else cfg.TRAINER.FDBPL
     assert (keys.TEACHER, keys.TEACHER_PREC) == ("ViT-H-14-quickgelu", "fp32")
     if "KDPL" in name:
-        assert (keys.CLASS_AGNOSTIC, keys.K_MAX) == (False, 1000)
+        distill = cfg.TRAINER.DISTILL
+        assert (distill.CLASS_AGNOSTIC, distill.K_MAX) == (False, 1000)
         return
     assert (keys.NUM_REGIONS, keys.REGIONS_PER_STEP, keys.STORE_KIND) == (50, 1, "logits")
     assert (tuple(keys.REGION_SCALE), keys.REGION_FLIP) == ((0.08, 0.936), 0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import shutil
 from dataclasses import replace
 
 import clip
@@ -581,58 +580,6 @@ def test_an_fdbpl_step_over_many_names_fits_on_a_card(count, largest):
     model = PromptedCLIP(bench.clip, bench.coop_learner(negative=True), names, "a photo of a")
     loss(model.logits(image_BD, model.text_features())).backward()
     assert torch.cuda.max_memory_allocated(cuda) <= largest
-
-
-# torch.compile
-
-
-def compiled_and_plain(names, dtype, layers: int = 2):
-    torch.manual_seed(0)
-    model = CLIP(8, 32, 1, 64, 16, 77, 49408, 16, 2, layers).to(dtype).requires_grad_(False)
-    layout = PromptLayout.build(names, tokenize, "a photo of a")
-    start, results = torch.randn(2, 4, 16, dtype=dtype), []
-    encoders = [TextEncoder(model, layout, compiled=compiled) for compiled in (True, False)]
-    for encoder in encoders:
-        context = start.clone().requires_grad_()
-        features = encoder(context)
-        torch.sin(3 * features).sum().backward()
-        results.append((features.detach(), {"context": context.grad}))
-    return encoders[0], results
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_layers_compute_the_same():
-    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float32, layers=1)  # half a minute
-    assert encoder._compiled is not None and encoder._compiled_is_right
-    assert_equal_results(compiled, plain, bound=1e-4)
-
-
-def test_layers_are_compiled_as_one_graph(monkeypatch):
-    """Traced alone, which is quick: no part of the layers falls back to Python."""
-    trace = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", trace)
-    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float64)
-    assert encoder._compiled is not None and encoder._compiled_is_right
-    assert_equal_results(compiled, plain, bound=1e-12)
-
-
-@pytest.mark.parametrize("answer", ["an error", "other numbers"])
-def test_where_compiling_fails_a_line_says_so_and_the_step_runs(monkeypatch, capsys, answer):
-    def compile(layers, dynamic):
-        def broken(*given):
-            if answer == "an error":
-                raise RuntimeError("no compiler\nfound")
-            return 1.1 * layers(*given)
-
-        return broken
-
-    monkeypatch.setattr(torch, "compile", compile)
-    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float64)
-    assert_equal_results(compiled, plain, bound=1e-12)
-    line = capsys.readouterr().out
-    reason = "no compiler" if answer == "an error" else "its features are off by 10%"
-    assert line == f"MODEL.COMPILE: torch.compile fails here ({reason}); it is left out.\n"
 
 
 def test_an_unknown_text_path_is_refused():

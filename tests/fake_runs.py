@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from protocols.planned import planned_identity
+from reporting.identity import write_identity
 from reporting.paths import PHASE_OF_SCOPE, run_dir
 from reporting.predictions import write_predictions
 from reporting.results import RunResult, now
@@ -61,6 +63,8 @@ def finish(root: Path, command: list[str], accuracy: float = 50.0, epochs: int =
     first = next(i for i, word in enumerate(command) if word.startswith(("DATASET.", "TRAINER.")))
     folder = root / flag(command, "--output-dir")
     eval_only = "--eval-only" in command
+    trained = flag(command, "--model-dir") if "--model-dir" in command else None
+    epoch = int(flag(command, "--load-epoch")) if "--load-epoch" in command else None
     values = dict(
         scope=flag(command, "DATASET.SUBSAMPLE_CLASSES"),
         accuracy=accuracy,
@@ -73,11 +77,15 @@ def finish(root: Path, command: list[str], accuracy: float = 50.0, epochs: int =
         shots=int(flag(command, "DATASET.NUM_SHOTS")),
         eval_only=eval_only,
         epochs=epochs,
-        load_epoch=int(flag(command, "--load-epoch")) if "--load-epoch" in command else None,
+        load_epoch=epoch,
         transductive="PromptKD" in command,
         finished=now(),
+        identity=planned_identity(
+            command[1:], root, trained, epoch
+        ),
     )
     fake_result(**{**values, **changes}).write(folder)
+    write_identity(folder, values["identity"])
     signal = "=> result" if eval_only else "Finish training"
     (folder / "log.txt").write_text(f"{signal}\n* accuracy: {accuracy}%\n")
 

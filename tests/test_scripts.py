@@ -35,7 +35,7 @@ class Copy:
     def __init__(self, tmp_path: Path):
         self.root = tmp_path / "the repo"
         self.record = tmp_path / "record"
-        for name in ("scripts", "reporting"):
+        for name in ("scripts", "reporting", "protocols"):
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPO / name, self.root / name, ignore=ignore)
         for name in ("parse_test_res.py", "run_protocol.py"):
@@ -49,7 +49,9 @@ class Copy:
         for file in files:
             path = self.root / "configs" / f"{file}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_text("{}")
+        for path in (REPO / "configs").glob("*.py"):
+            shutil.copy(path, self.root / "configs")
         self.stub = tmp_path / "python stub"
         paths = dict(python=shlex.quote(sys.executable), record=shlex.quote(str(self.record)))
         self.stub.write_text(STUB.format(**paths))
@@ -229,7 +231,7 @@ def test_finished_run_is_skipped_and_a_crashed_or_damaged_one_is_not(copy):
     assert "is finished (50.00 %" in result.stderr and "skipped" in result.stderr
     result, calls = train("OPTIM.LR", "0.1")
     assert calls == [] and result.returncode == 2
-    assert "OPTIM.LR is None there and '0.1' now. Set another OUT, or delete" in result.stderr
+    assert "OPTIM.LR is 0.0003 there and 0.1 now. Set another OUT, or delete" in result.stderr
     (folder / "results.json").write_text('{"format": 1')
     result, calls = train()
     assert len(calls) == 1 and "repeated now" in result.stderr

@@ -221,6 +221,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def options_identity(opts: Sequence[Any]) -> Identity:
+    """All that KEY VALUE pairs tell of a run that has no identity."""
+    pairs = zip(opts[::2], opts[1::2], strict=True)
+    known = {str(key): str(value) for key, value in pairs}
+    return {key: value for key, value in known.items() if key == WORKERS or key not in NOT_IDENTITY}
+
+
 # --- in a folder
 
 

@@ -16,6 +16,7 @@ from reporting.identity import (
     Identity,
     differences,
     holds_run,
+    options_identity,
     refusal,
     require_same,
 )
@@ -45,8 +46,6 @@ from reporting.paths import (
 from reporting.results import FILE_NAME, REPO, ResultError, RunResult
 
 RUN, SKIP, REFUSE = "run", "skip", "refuse"
-# Where things lie does not change what a run is.
-PLACES = ("TRAINER.FDBPL.STORE", "TRAINER.PROMPTKD.TEACHER_DIR", "OUTPUT_DIR", "DATASET.ROOT")
 DECIDED = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
 STEPS = {  # METHOD's scripts, and what scripts/run.sh takes
     "base2new_dump": (BASE2NEW, "dump"),
@@ -213,7 +212,7 @@ def _older_kind(folder: Path, job: Job, result: RunResult) -> str:
     place = parse_run_dir(folder)
     assert place is not None, folder
     stems = [Path(file).stem for file in result.config_files]
-    wanted, found = _options(job.opts), _options(result.opts)
+    wanted, found = options_identity(job.opts), options_identity(result.opts)
     checks = {
         "trainer": (result.trainer, place.trainer),
         "scope": (result.scope, SCOPE_OF_PHASE[place.phase]),
@@ -229,11 +228,6 @@ def _older_kind(folder: Path, job: Job, result: RunResult) -> str:
                 f"{WAYS_OUT}"
             )
     return ""
-
-
-def _options(opts: Sequence[object]) -> dict[str, str]:
-    pairs = zip(opts[::2], opts[1::2], strict=True)
-    return {str(key): str(value) for key, value in pairs if key not in PLACES}
 
 
 # --- planning

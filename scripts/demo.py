@@ -4,9 +4,9 @@ r"""The demo: methods base-to-new on the toy world, a table and pictures.
     make demo-all      or   python scripts/demo.py --all: every method and host
 
 Draws the toy images on first use, dumps the teacher's logits, and trains and tests each method on
-each seed, as many runs at a time as there are CPU cores. All of it lies under output/demo (or
-output/demo_all). The runs are those of run_protocol.py; here they share a few long-lived processes,
-which saves their start-up.
+each seed, as many runs at a time as there are CPU cores. All of it lies under demo/shown (or
+demo/all), apart from the runs in output/. The runs are those of run_protocol.py; here they share a
+few long-lived processes, which saves their start-up.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time")
-    parser.add_argument("--out", type=Path, help="default output/demo, or output/demo_all")
+    parser.add_argument("--out", type=Path, help="default demo/shown, or demo/all")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for every run, after --")
     args = parser.parse_args(argv)
-    args.out = (args.out or REPO / "output" / ("demo_all" if args.all else "demo")).absolute()
+    args.out = (args.out or REPO / "demo" / ("all" if args.all else "shown")).absolute()
     return args
 
 

@@ -170,7 +170,7 @@ def test_train_test_and_table_agree_on_every_folder(settings, protocol, folder):
         done.add(job.folder)
         if job.trained:
             assert flag(command, "--model-dir") == str(job.trained)
-            assert job.trained in done and flag(command, "--load-epoch") == "7"
+            assert job.trained in done and flag(command, "--load-epoch") == "10"
         if "--store" not in command:
             assert flag(command, "--output-dir") == str(job.folder)
             place = parse_run_dir(job.folder)

@@ -312,11 +312,11 @@ def told(found: Sequence[Difference]) -> str:
 
 
 def old_values(found: Sequence[Difference]) -> str:
-    """Flags and KEY VALUE pairs that ask for what is there; "" where some follow from files."""
+    """Flags and KEY VALUE pairs that ask for what is there; "" where they are none or many."""
     words = []
     for field, there, _ in found:
-        if field[:1].islower() or there == ABSENT:
-            return ""
+        if field[:1].islower() or there == ABSENT:  # a fact: it follows from a file, or from a key
+            continue
         flag = {"TRAINER.NAME": "--trainer", "SEED": "--seed"}.get(field, field)
         value = shown(there)
         words.append(f"{flag} {value!r}" if " " in value or "(" in value else f"{flag} {value}")

@@ -46,7 +46,7 @@ class Key(NamedTuple):
     """Runs with equal keys are one row, or one part of it."""
 
     dataset: str
-    shots: int
+    shots: int | None  # None: of several
     trainer: str
     config: str
     backbone: str
@@ -55,7 +55,8 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         knobs = "".join(f" {knob}" for knob in self.knobs)
-        return f"{self.dataset} {self.trainer} {self.config}{knobs} {self.shots} shots"
+        shots = "" if self.shots is None else f" {self.shots} shots"
+        return f"{self.dataset} {self.trainer} {self.config}{knobs}{shots}"
 
 
 class Entry(NamedTuple):

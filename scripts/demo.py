@@ -29,7 +29,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from reporting.base2new import compare  # noqa: E402  (the repository is not a package)
+from reporting.compare import compare  # noqa: E402  (the repository is not a package)
 from reporting.methods import BASE2NEW, METHODS, find_method  # noqa: E402
 from reporting.paths import store_dir  # noqa: E402
 from reporting.plan import Job, Settings, plan  # noqa: E402
@@ -240,7 +240,7 @@ def prepare_data(command: list[str]) -> tuple[str, float]:
 
 
 def report(args: argparse.Namespace) -> None:
-    table = compare(args.out, datasets=[args.dataset], shots=[args.shots])
+    table = compare(BASE2NEW, args.out, datasets=[args.dataset], shots=[args.shots])
     write_text(args.out / "table.md", render(table, "markdown"))
     print("\n" + render(table, "text"))
     if table.rows:

@@ -15,7 +15,6 @@ import pytest
 from fake_runs import answer, fake_identity, fake_result, write_run
 
 from reporting import compare as tables_of
-from reporting.base2new import compare
 from reporting.paths import (
     FEW_SHOT_TRAIN,
     SCOPE_OF_PHASE,
@@ -50,6 +49,12 @@ from reporting.results import (
     peak_rss_bytes,
 )
 from reporting.tables import Score, Spread, Table, aggregate, harmonic_mean, render
+
+
+
+def compare(root, **choices) -> Table:
+    return tables_of.compare("base2new", root, **choices)
+
 
 # --- where a run lives
 
@@ -173,9 +178,11 @@ def test_reporting_does_not_load_torch():
 
 def scores(trainer: str, base: list[float], new: list[float], **more) -> list[Score]:
     settings = dict(dataset="dtd", config="c", backbone="b", shots=16) | more
+    times = {key: settings.pop(key) for key in ("train_seconds", "dump_seconds") if key in settings}
     return [
-        Score(trainer=trainer, seed=seed, base=b, new=n, **settings)
-        for seed, (b, n) in enumerate(zip(base, new, strict=True), start=1)
+        Score(trainer=trainer, seed=seed, column=column, value=value, **settings, **own)
+        for column, values, own in (("base", base, times), ("new", new, {}))
+        for seed, value in enumerate(values, start=1)
     ]
 
 
@@ -264,10 +271,13 @@ def test_average_over_different_configs_names_them_all():
 
 
 def test_missing_half_leaves_a_gap_and_missing_seed_takes_the_std_of_h():
-    (row,) = aggregate([Score("dtd", "CoOp", "c", "b", 16, 1, base=60.0)])
+    (row,) = aggregate([Score("dtd", "CoOp", "c", "b", 16, "base", 1, 60.0)])
     assert row.base.mean == 60.0 and row.new is None and row.h is None
     (row,) = aggregate(
-        [*scores("CoOp", [60.0, 80.0], [30.0, 20.0]), Score("dtd", "CoOp", "c", "b", 16, 3, 70.0)]
+        [
+            *scores("CoOp", [60.0, 80.0], [30.0, 20.0]),
+            Score("dtd", "CoOp", "c", "b", 16, "base", 3, 70.0),
+        ]
     )
     assert row.base_seeds == (1, 2, 3) and row.new_seeds == (1, 2)
     assert row.h.mean == pytest.approx(harmonic_mean(70.0, 25.0)) and row.h.std is None

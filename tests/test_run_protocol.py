@@ -48,10 +48,10 @@ def repo(tmp_path, monkeypatch):
     for name in ("train.py", "dump_teacher_logits.py"):
         (tmp_path / name).write_text(WORKER)
     (tmp_path / "configs/datasets").mkdir(parents=True)
-    (tmp_path / "configs/datasets/toy_shapes.yaml").touch()
+    (tmp_path / "configs/datasets/toy_shapes.yaml").write_text("{}")
     for trainer in ("CoOp", "FDBPL", "MaPLe_FDBPL", "ZeroshotCLIP"):
         (tmp_path / f"configs/trainers/{trainer}").mkdir(parents=True)
-        (tmp_path / f"configs/trainers/{trainer}/toy.yaml").touch()
+        (tmp_path / f"configs/trainers/{trainer}/toy.yaml").write_text("{}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -291,7 +291,7 @@ def test_a_seed_that_must_not_be_overwritten_refuses_all(repo):
     run(repo, join_seeds(jobs_of(repo, "coop", seeds=(1,))))
     joined = join_seeds(jobs_of(repo, "coop", seeds=(1, 2), opts=("OPTIM.LR", "1.0")))
     verdict, why = joined[0].decide()
-    assert verdict == "refuse" and "seed1 holds a finished run of another kind" in why
+    assert verdict == "refuse" and "seed1 holds another run: OPTIM.LR is 0.0003 there" in why
 
 
 # --- every protocol on the toy world

@@ -35,8 +35,10 @@ from reporting.identity import (
     EPOCHS,
     Identity,
     check_resume,
+    completed,
     data_facts,
     holds_run,
+    read_identity,
     require_same,
     require_trained,
     run_identity,
@@ -126,6 +128,8 @@ def run(
         join: takes the trainer before it works, where other seeds train in the same process.
     """
     cfg = setup_cfg(args)
+    if args.fresh and cfg.RESUME:
+        raise UsageError("--fresh starts anew and --resume goes on: give one of them.")
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -181,6 +185,8 @@ def identify(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> Identity:
             print(f"Extended to {EPOCHS} {cfg.OPTIM.MAX_EPOCH}")
             Path(out, FILE_NAME).unlink(missing_ok=True)  # of fewer epochs
     if args.eval_only or not args.no_train:
+        # A store that is not there now is refused soon; what the run has read stays known.
+        own = completed(own, read_identity(out) if holds_run(out) else None)
         write_identity(out, own)
     return own
 

@@ -343,9 +343,7 @@ def _difference(
     halves = column in (BASE, NEW, H)
     wanted = (BASE, NEW) if halves else needed  # seeds that have both halves
     seeds = sorted(
-        set.intersection(
-            *(set(cells.get(each, ())) for cells in (*own, *other) for each in wanted)
-        )
+        set.intersection(*(set(cells.get(each, ())) for cells in (*own, *other) for each in wanted))
     )
     if not seeds:
         return None, ""

@@ -33,8 +33,10 @@ from reporting.identity import (
     EPOCHS,
     Identity,
     check_resume,
+    completed,
     data_facts,
     holds_run,
+    read_identity,
     require_same,
     require_trained,
     run_identity,
@@ -120,6 +122,8 @@ def of_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> PromptTrainer:
     """One run."""
     cfg = setup_cfg(args)
+    if args.fresh and cfg.RESUME:
+        raise UsageError("--fresh starts anew and --resume goes on: give one of them.")
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -173,6 +177,8 @@ def identify(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> Identity:
             print(f"Extended to {EPOCHS} {cfg.OPTIM.MAX_EPOCH}")
             Path(out, FILE_NAME).unlink(missing_ok=True)  # of fewer epochs
     if args.eval_only or not args.no_train:
+        # A store that is not there now is refused soon; what the run has read stays known.
+        own = completed(own, read_identity(out) if holds_run(out) else None)
         write_identity(out, own)
     return own
 

@@ -90,7 +90,7 @@ def collect(
         and not _of_teacher(run.path, root)
         and filters.let(place, run.result.dataset)
     ]
-    own, more = _one_output(placed)
+    own, more = _one_output(root, placed)
     for place, run in placed:
         result = run.result
         if place.root != own:
@@ -106,7 +106,9 @@ def collect(
     return entries, [*notes, *more, *strangers, *_unfinished(own or root, phases, filters)]
 
 
-def _one_output(placed: Collection[tuple[RunPlace, FoundResult]]) -> tuple[Path | None, list[str]]:
+def _one_output(
+    root: str | Path, placed: Collection[tuple[RunPlace, FoundResult]]
+) -> tuple[Path | None, list[str]]:
     """The output folder that a table is of, and notes about others below the same root.
 
     The one nearest to the root; of several, the one that was written last.
@@ -118,7 +120,8 @@ def _one_output(placed: Collection[tuple[RunPlace, FoundResult]]) -> tuple[Path 
         return None, []
     depth = min(len(path.parts) for path in last)
     own = max((p for p in last if len(p.parts) == depth), key=lambda path: (last[path], path))
-    return own, [
+    below = [f"these are the runs of {own}"] if Path(root) in own.parents else []
+    return own, below + [
         f"{path} holds runs of its own, which are not in this table: "
         f"python parse_test_res.py {path} --compare"
         for path in sorted(last.keys() - {own})

@@ -61,7 +61,9 @@ STORE_FIELDS = (
 OF_SEED = {"SEED", "train images", "val images", "id", "weights"}
 # What a test must say of its training as it was; data and classes are its own matter. How many
 # epochs there were, --load-epoch says.
-OF_TRAINING = ("TRAINER.", "OPTIM.", "MODEL.BACKBONE.", "MODEL.HEAD.", "student weights")
+OF_TRAINING = (
+    "TRAINER.", "OPTIM.", "MODEL.BACKBONE.", "MODEL.HEAD.", "student weights", "tuned teacher",
+)  # fmt: skip
 CHECKPOINTS = ("*/model*.pth.tar*", "*/prompts-*.safetensors")  # in a run's folder
 SHOWN = 6  # differences that a message lists
 
@@ -295,6 +297,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Diffe
 
 def _short(value: Any) -> Any:
     return f"that of {digest(value)}" if isinstance(value, Mapping) else value
+
+
+def completed(here: Identity, there: Identity | None) -> Identity:
+    """An identity whose unknown facts are taken from the same run's of before."""
+    known = there or {}
+    return {name: known.get(name) if value is None else value for name, value in here.items()}
 
 
 def shown(value: Any) -> str:

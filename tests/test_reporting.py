@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -440,7 +441,11 @@ def test_a_table_is_of_one_output_folder_and_names_the_others(tree):
             zip(("demo", "mine"), table.notes, strict=True)] == [True, True]  # fmt: skip
     assert f"python parse_test_res.py {tree / 'mine'} --compare" in table.notes[1]
     (alone,) = compare(tree / "mine").rows
-    assert alone.base.mean == 99.0
+    assert alone.base.mean == 99.0 and compare(tree / "mine").notes == []
+    shutil.rmtree(tree / "base2new")  # nothing but folders below: the last one, and it says so
+    write_run(tree / "mine", "new", 98.0, 1, finished="2026-01-01T00:00:00.000+00:00")
+    table = compare(tree)
+    assert table.rows[0].new.mean == 98.0 and table.notes[0].endswith(f"runs of {tree / 'mine'}")
 
 
 def test_an_evaluation_older_than_its_training_is_told(tree):

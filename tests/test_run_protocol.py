@@ -385,6 +385,37 @@ def test_protocol_runs_on_the_toy_data_by_its_command(world, protocol, capsys):
             assert all(found["error"] is not None for found in row["differences"].values())
 
 
+@pytest.mark.parametrize("extra", [[], ["--together"]])
+def test_an_interrupted_run_is_not_continued_as_another(world, capsys, extra):
+    """The checkpoint of epoch 1 is there, results.json is not."""
+    from toy_runs import stopped_in
+
+    out = world / f"cut{len(extra)}"
+    command = toy_command(world, "base2new")
+    command[2 : command.index("--datasets")] = ["CoOp"]
+    command = [word.replace(str(world / "output"), str(out)) for word in command]
+    command[1:1] = extra
+    command += [
+        "TRAIN.CHECKPOINT_FREQ",
+        "1",
+        "OPTIM.MAX_EPOCH",
+        "3",
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        "8",
+    ]
+    with stopped_in("CoOp", epoch=1):
+        run_protocol.run(run_protocol.parse_args(command))
+    folder = out / "base2new/train_base/toy_shapes/shots_2/CoOp/toy/seed1"
+    assert (folder / "identity.json").exists() and not (folder / "results.json").exists()
+    assert run_protocol.main([*command, "OPTIM.LR", "0.5"]) == 1
+    assert "OPTIM.LR is 0.01 there and 0.5 now. Set another OUT" in capsys.readouterr().err
+    assert not (folder / "results.json").exists()
+    assert run_protocol.main(command) == 0
+    assert RunResult.read(folder).seconds["train"] is None  # it went on
+    assert run_protocol.main([*command, "OPTIM.LR", "0.5"]) == 1
+    assert "OPTIM.LR is 0.01 there and 0.5 now" in capsys.readouterr().err
+
+
 def test_seeds_together_reach_what_they_reach_alone(world, capsys):
     command = toy_command(world, "base2new")
     command[2 : command.index("--datasets")] = ["CoOp", "FDBPL"]

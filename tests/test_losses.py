@@ -86,6 +86,56 @@ def test_logit_similarity_is_a_cosine_over_classes():
     torch.testing.assert_close(losses.logit_similarity(positive_BC, negative_BC), textbook_B)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
+def test_mean_kl_is_the_textbook_sum_times_the_squared_temperature(temperature):
+    student_BC, teacher_BC = rand(4, 7), rand(4, 7)
+    p, q = (teacher_BC / temperature).softmax(-1), (student_BC / temperature).softmax(-1)
+    textbook = temperature * temperature * (p * (p / q).log()).sum() / 28
+    found = losses.mean_kl(student_BC, teacher_BC, temperature)
+    torch.testing.assert_close(found, textbook)
+    if temperature == 1:
+        assert losses.mean_kl(student_BC, teacher_BC) == found
+
+
+def test_the_gradient_of_mean_kl_keeps_its_size_at_high_temperature():
+    """What T^2 is for: at high T the gradient tends to that of half a squared error."""
+    student_BC, teacher_BC = rand(4, 7).requires_grad_(), rand(4, 7)
+    losses.mean_kl(student_BC, teacher_BC, temperature=1e4).backward()
+    gap_BC = student_BC.detach() - teacher_BC
+    limit_BC = (gap_BC - gap_BC.mean(-1, keepdim=True)) / 7 / 28
+    torch.testing.assert_close(student_BC.grad, limit_BC, atol=1e-5, rtol=1e-3)
+
+
+def test_feature_distance_is_the_mean_absolute_difference():
+    features, frozen = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.5, 2.0], [0, 4.0]])
+    assert losses.feature_distance(features, frozen) == (0.5 + 3.0) / 4
+
+
+def test_a_label_lifts_its_own_logit_alone():
+    teacher_BC = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).half()
+    refined = losses.with_label(teacher_BC, torch.tensor([2, 0]), bonus=16)
+    assert refined.tolist() == [[1, 2, 19], [20, 5, 6]] and refined.dtype == torch.float16
+
+
+def test_half_precision_logits_are_computed_in_float32_and_double_in_double():
+    logits_BC = torch.tensor([[10.0, 9.0, -3.0], [0.5, 0.25, 8.0]]).half()
+    other_BC = logits_BC.flip(0)
+    forms = {
+        "symmetric_kl": lambda a, b: losses.symmetric_kl(a, b),
+        "entropy": lambda a, b: losses.entropy(a),
+        "region_weight": lambda a, b: losses.region_weight(a),
+        "one class": lambda a, b: losses.region_weight(a[:, :1]),
+        "rejection": lambda a, b: losses.rejection(a),
+        "logit_similarity": lambda a, b: losses.logit_similarity(a, b),
+        "feature_distance": lambda a, b: losses.feature_distance(a, b),
+        "mean_kl": lambda a, b: losses.mean_kl(a, b, 2.0),
+    }
+    for name, form in forms.items():
+        found, exact = form(logits_BC, other_BC), form(logits_BC.double(), other_BC.double())
+        assert found.dtype == torch.float32 and exact.dtype == torch.float64, name
+        torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5, msg=name)
+
+
 def loop_cascade(image_BD, positive_CD, negative_CD, teacher_BC, weight_B, margin):
     """The formula of docs/METHOD.md, pair by pair."""
     total, pairs = 0.0, 0

@@ -245,6 +245,19 @@ def test_average_over_seeds_is_taken_seed_by_seed():
     assert average.new == Spread(35.0, 5.0)
 
 
+def test_average_of_data_sets_with_other_seeds_is_the_mean_of_their_means():
+    """Seeds 1, 2 of one and 2, 3 of the other: no seed by seed, hence no std."""
+    other = [
+        Score("pets", "CoOp", "c", "b", 16, seed, base, new)
+        for seed, base, new in ((2, 50.0, 10.0), (3, 90.0, 30.0))
+    ]
+    *_, average = aggregate(scores("CoOp", [60.0, 80.0], [40.0, 60.0]) + other)
+    assert average.is_average and average.base_seeds == average.new_seeds == (2,)
+    assert (average.base.mean, average.base.std) == (70.0, None)  # of 70 and 70; of seed 2: 65
+    assert (average.new.mean, average.new.std) == (35.0, None)  # of 50 and 20; of seed 2: 35
+    assert average.h.mean == pytest.approx(2 * 70 * 35 / 105) and average.h.std is None
+
+
 def test_configs_backbones_and_shots_are_not_merged():
     rows = aggregate(
         scores("CoOp", [60.0], [40.0])

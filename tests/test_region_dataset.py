@@ -122,9 +122,7 @@ def test_every_order_of_regions_is_drawn_alike_often(root, items, store):
     generator = torch.Generator().manual_seed(0)
     alone = [tuple(dataset.draw_regions(generator).tolist()) for _ in range(6000)]
     torch.manual_seed(0)
-    sampled = [
-        tuple(regions.tolist()) for _ in range(858) for _, regions in RegionSampler(dataset)
-    ]
+    sampled = [tuple(regions.tolist()) for _ in range(858) for _, regions in RegionSampler(dataset)]
     for drawn in (alone, sampled[:6000]):
         counts = Counter(drawn)
         assert len(counts) == 60
@@ -138,9 +136,9 @@ def test_regions_come_in_the_order_asked_for(root, items, store, some):
     keys = [(4, torch.tensor([3, 0, 2])), (1, torch.tensor([4, 1, 0]))]
     batch, rows = dataset.read_batch(keys)
     logits = batch["teacher_logits"].unflatten(0, (2, 3))
-    for place, (image, regions) in enumerate(keys):
-        sample = dataset[image, regions]
-        for slot, region in enumerate(regions.tolist()):
+    for place, (image, chosen) in enumerate(keys):
+        sample = dataset[image, chosen]
+        for slot, region in enumerate(chosen.tolist()):
             alone = dataset[image, torch.tensor([region])]
             assert torch.equal(sample["img"][slot], alone["img"][0])
             assert torch.equal(sample["teacher_logits"][slot], alone["teacher_logits"][0])

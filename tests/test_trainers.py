@@ -183,8 +183,9 @@ def test_every_term_is_the_one_written_down(world, store, host, weight):
     wanted = written_out_terms(
         output.image, output.text, scale, batch["teacher_logits"], 0.3, weight == "entropy"
     )
-    for name, value in chosen.items():
-        assert terms[name.lower()].item() == pytest.approx(value * wanted[name.lower()], rel=2e-4, abs=1e-6)
+    for key, value in chosen.items():
+        name = key.lower()
+        assert terms[name].item() == pytest.approx(value * wanted[name], rel=2e-4, abs=1e-6), name
 
 
 def test_rejection_alone_leaves_the_positive_prompt_where_it_was(world, store):

@@ -17,6 +17,10 @@ def rand(*shape: int, scale: float = 3.0) -> torch.Tensor:
     return scale * torch.randn(*shape, dtype=torch.float64)
 
 
+# Which axis a softmax takes is said, not guessed from the number of axes.
+pytestmark = pytest.mark.filterwarnings("error:Implicit dimension choice")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -46,6 +50,14 @@ def test_region_weight_is_zero_for_uniform_and_one_for_certain(num_classes):
     certain_C = torch.zeros(num_classes).index_fill(0, torch.tensor(0), 100.0)
     weight_B = losses.region_weight(torch.stack([torch.zeros(num_classes), certain_C]))
     torch.testing.assert_close(weight_B, torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_rounding_leaves_no_weight_outside_0_to_1():
+    for num_classes in range(2, 400):
+        uniform = torch.full((1, num_classes), 1.0)
+        certain = torch.zeros(1, num_classes).index_fill(1, torch.tensor(0), 15.0)
+        for logits_BC in (uniform, 0.3 * uniform, certain):
+            assert 0 <= losses.region_weight(logits_BC).item() <= 1
 
 
 def test_region_weight_grows_with_certainty_and_ignores_which_class():
@@ -175,6 +187,16 @@ def test_cascaded_difference_without_a_pair_is_zero_with_zero_gradient():
     value = cascade(rand(4, 8), text_2CD[0], text_2CD[1], teacher_BC, torch.ones(4))
     value.backward()
     assert value == 0 and text_2CD.grad.abs().max() == 0
+
+
+def test_cascaded_difference_of_one_pair_is_its_own_hinge():
+    """Regions that say nothing apart: the margin, 0.2 unless given, times both weights."""
+    nothing_BC, teacher_BC = torch.zeros(3, 2), torch.tensor([[9.0, 0], [0, 9.0], [9.0, 0]])
+    weight_B = torch.tensor([0.5, 0.5, 1.0])
+    pair = losses.cascaded_difference(nothing_BC[:2], teacher_BC[:2], weight_B[:2])
+    assert pair.item() == pytest.approx(0.2 * 0.25)
+    both = losses.cascaded_difference(nothing_BC, teacher_BC, weight_B, margin=1.0)
+    assert both.item() == pytest.approx((0.25 + 0.5) / 2)  # the two of one class are no pair
 
 
 def test_cascaded_difference_falls_to_zero_when_classes_are_ordered_by_the_margin():

@@ -179,8 +179,13 @@ def slow_draw(spec: RegionSpec, image: RegionImage) -> list[tuple[int, ...]]:
 )
 def test_a_draw_equals_the_plain_loop(height, width):
     image = RegionImage("x.jpg", 0, height, width)
-    for scale in ((0.08, 0.936), (1.0, 1.0), (0.0001, 0.001)):
-        spec = spec_of(image, scale=scale, num_regions=30, flip=0.3)
+    common, flat, upright = (0.75, 4 / 3), (3.0, 4.0), (0.2, 0.3)
+    for scale, ratio in (
+        *(((0.08, 0.936), ratio) for ratio in (common, flat, upright)),
+        ((1.0, 1.0), common),
+        ((0.0001, 0.001), common),
+    ):
+        spec = spec_of(image, scale=scale, ratio=ratio, num_regions=30, flip=0.3)
         boxes, flips = sample_boxes(spec, image)
         found = [
             (*box_to_pixels(box, height, width), flip)
@@ -229,7 +234,25 @@ def test_a_cut_is_torchvisions_resized_crop():
 
 
 @pytest.mark.parametrize(
-    "box", [(0.5, 0, 0.6, 1), (-0.1, 0, 0.5, 1), (float("nan"), 0, 1, 1), (0, float("nan"), 1, 1)]
+    "box, height, width, wanted",
+    [
+        ((1.0, 1.0, 0.0, 0.0), 10, 20, (9, 19, 1, 1)),  # nothing at the far corner
+        ((0.0, 0.0, 0.0, 0.0), 10, 20, (0, 0, 1, 1)),
+        ((0.5, 0.5, 0.5, 0.5), 3, 3, (2, 2, 1, 1)),  # 1.5 and 1.5 pixels, both rounded up
+        ((0.5, 0.0, 0.5 + 9.5e-7, 1.0), 10, 20, (5, 0, 5, 20)),  # beyond the edge by rounding
+    ],
+)
+def test_a_box_is_at_least_a_pixel_and_ends_with_the_image(box, height, width, wanted):
+    assert box_to_pixels(box, height, width) == wanted
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        *((0.5, 0, 0.6, 1), (0, 0.5, 1, 0.6), (-0.1, 0, 0.5, 1), (0, -0.1, 1, 0.5)),
+        *((0.5, 0.5, -0.1, 0.2), (0.5, 0.5, 0.2, -0.1), (0.5, 0, 0.5 + 2e-6, 1)),
+        *((float("nan"), 0, 1, 1), (0, float("nan"), 1, 1), (0, 0, float("nan"), 1)),
+    ],
 )
 def test_a_box_outside_the_image_is_refused(box):
     with pytest.raises(ValueError, match="leaves the image"):

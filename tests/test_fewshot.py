@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -144,6 +145,13 @@ def test_a_class_too_small_to_divide_is_named(count):
 
 
 # The cache of a draw
+
+
+def test_the_digest_of_a_split_is_that_of_its_compact_ascii_json():
+    """Caches and own data are named by it: other digits would orphan what is there."""
+    split = Split([Entry("a/é.jpg", 0, "café cat")], [], [Entry("b.jpg", 1, "pug")])
+    text = rb'[[["a/\u00e9.jpg",0,"caf\u00e9 cat"]],[],[["b.jpg",1,"pug"]]]'
+    assert split.digest() == hashlib.sha256(text).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

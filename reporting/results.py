@@ -127,6 +127,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "error_rate": (float, int), "num_images": _WHOLE, "num_classes": _WHOLE, "seconds": (dict,),
     "peak_memory_bytes": (dict,), "store": (dict, type(None)), "commit": (str, type(None)),
     "knobs": (list,), "transductive": (bool,), "sweep": (list,), "identity": (dict, type(None)),
+    "together": (list,),
     "versions": (dict,), "finished": _TEXT, "format": _WHOLE,
 }  # fmt: skip
 _CHOICES = {"scope": ("all", "base", "new"), "split": ("test", "val")}
@@ -148,7 +149,10 @@ def _check(values: dict[str, Any], path: Path) -> None:
             "Use the version of the code that wrote it, or repeat the run."
         )
     for name, kinds in _KINDS.items():
-        if name not in values and name == "identity":  # older versions did not write it
+        if name not in values and name in (
+            "identity",
+            "together",
+        ):  # older versions did not write it
             continue
         if name not in values:
             raise ResultError(f"{path}: {name} is absent; {REPEAT}")

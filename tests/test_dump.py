@@ -124,6 +124,41 @@ def test_teacher_accuracy_counts_regions_and_images(root, spec, tmp_path):
     assert accuracy.regions == accuracy.images == pytest.approx(100 * 2 / 7)
 
 
+def teacher_of_plan(labels):
+    """A teacher of (regions right, whom the loudest region follows) that no two measures agree on.
+
+    Of images 0 to 2 four regions say the label by 3 and one says another class by 40; of image 3
+    it is the other way round; the rest is wrong throughout.
+    """
+    logits = torch.zeros(7, 5, 4)
+    for image, label in enumerate(labels):
+        other = (label + 1) % 4
+        quiet, loud = (label, other) if image < 3 else (other, label)
+        logits[image, 1:, quiet], logits[image, 0, loud if image < 4 else other] = 3.0, 40.0
+    waiting = logits.flatten(0, 1)
+
+    def teacher(images):
+        nonlocal waiting
+        given, waiting = waiting[: len(images)], waiting[len(images) :]
+        return given
+
+    return teacher
+
+
+def test_teacher_accuracy_is_that_of_the_regions(root, spec, tmp_path):
+    """3 images with 4 of 5 regions and one with 1 of 5: 13 of 35, over shards of 3, 3 and 1."""
+    teacher = teacher_of_plan([image.label for image in spec.images])
+    store = world.run_dump(tmp_path / "store", spec, root, teacher)
+    assert stored_teacher_accuracy(store).regions == pytest.approx(100 * 13 / 35)
+
+
+def test_teacher_accuracy_of_images_is_that_of_the_mean_probability(root, spec, tmp_path):
+    """Images 0 to 2 are right by mean probability, image 3 by mean logits, by votes 0 to 2."""
+    teacher = teacher_of_plan([image.label for image in spec.images])
+    store = world.run_dump(tmp_path / "store", spec, root, teacher)
+    assert stored_teacher_accuracy(store).images == pytest.approx(100 * 3 / 7)
+
+
 # --- killed ---------------------------------------------------------------------------------
 
 

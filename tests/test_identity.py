@@ -326,7 +326,11 @@ def test_initial_prompts_that_were_replaced_make_another_run(world, finished):
 def test_a_word_list_that_was_replaced_makes_another_run(world):
     words = world / "words.txt"
     words.write_text("red\nblue\n")
-    keys = {"TRAINER.DISTILL.CLASS_AGNOSTIC": True, "TRAINER.DISTILL.VOCABULARY": words, "epochs": 1}
+    keys = {
+        "TRAINER.DISTILL.CLASS_AGNOSTIC": True,
+        "TRAINER.DISTILL.VOCABULARY": words,
+        "epochs": 1,
+    }
     run(world, "", "CoOp_KDPL", "words", **keys)
     words.write_text("red\nblue\ngreen\n")
     with pytest.raises(IdentityError, match="vocabulary is"):

@@ -6,9 +6,15 @@ import csv
 import io
 import json
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import fields, replace
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +52,7 @@ from reporting.results import (
     find_results,
     git_commit,
     library_versions,
+    now,
     peak_rss_bytes,
 )
 from reporting.tables import Score, Spread, Table, aggregate, harmonic_mean, render
@@ -127,6 +134,89 @@ def test_fields_of_later_versions_are_passed_over(tmp_path):
     assert RunResult.read(path) == fake_result()
 
 
+def fits(annotation: str, value: object) -> bool:
+    """Whether a JSON value is of an annotated type; an int serves as a float, a bool as neither."""
+    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None),
+             "list": list, "dict": dict}  # fmt: skip
+    names = re.sub(r"\[.*\]", "", annotation).split(" | ")
+    if isinstance(value, bool):
+        return "bool" in names
+    return any(isinstance(value, kinds[name]) for name in names)
+
+
+FIELDS = {spec.name: spec.type for spec in fields(RunResult)}
+LATER = ("together", "identity")  # results of older versions have none
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_is_of_its_type_or_refused(tmp_path, field):
+    path = fake_result().write(tmp_path)
+    values = json.loads(path.read_text())
+    for value in (None, "x", 1.5, 1, True, [1], {"a": 1}):
+        path.write_text(json.dumps({**values, field: value}))
+        if not fits(FIELDS[field], value):
+            with pytest.raises(ResultError, match=f"results.json: {field} is .*repeat the run"):
+                RunResult.read(path)
+        elif field not in ("scope", "split", "seconds", "peak_memory_bytes"):
+            assert getattr(RunResult.read(path), field) == value
+    del values[field]
+    path.write_text(json.dumps(values))
+    if field in LATER:
+        assert getattr(RunResult.read(path), field) in (None, [])
+        return
+    with pytest.raises(ResultError, match=f"{field} is (absent|None)"):
+        RunResult.read(path)
+
+
+@pytest.mark.parametrize("field", ["accuracy", "macro_f1", "error_rate"])
+def test_percentages_go_from_0_to_100(tmp_path, field):
+    for value in (0.0, 0, 100.0):
+        fake_result(**{field: value}).write(tmp_path)
+    for value in (-0.001, 100.001, math.inf, math.nan):
+        with pytest.raises(ResultError, match=f"{field} is .*, not a percentage"):
+            fake_result(**{field: value}).write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, key",
+    [("seconds", key) for key in ("setup", "train", "test", "dump")]
+    + [("peak_memory_bytes", key) for key in ("rss", "device")],
+)
+def test_times_and_memory_are_0_or_more_or_unknown(tmp_path, field, key):
+    known = getattr(fake_result(), field)
+    for value in (None, 0, 0.0, 10**12):
+        fake_result(**{field: {**known, key: value}}).write(tmp_path)
+    for value in (-1, -0.1, math.inf, math.nan, True, "1"):
+        with pytest.raises(ResultError, match=f"{field}.{key} is .*at least 0, or null"):
+            fake_result(**{field: {**known, key: value}}).write(tmp_path)
+
+
+def test_a_result_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    folder = tmp_path / "a" / "b"
+    path = fake_result(accuracy=1.0).write(folder)
+    assert path == folder / "results.json" and RunResult.read(folder) == RunResult.read(path)
+    assert '\n "seed": 1,\n' in path.read_text()  # a field a line, for eyes and diffs
+    with pytest.raises(ValueError):  # no JSON for it, wherever it stands
+        fake_result(sweep=[{"alpha": 0.0, "accuracy": math.nan}]).write(folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        fake_result(accuracy=2.0).write(folder)
+    assert RunResult.read(folder).accuracy == 1.0
+    fake_result(accuracy=3.0).write(folder)
+    assert RunResult.read(folder).accuracy == 3.0
+    with pytest.raises(ResultError, match="c/results.json|c cannot be read .*; run it first"):
+        RunResult.read(tmp_path / "c")
+
+
+def test_results_are_found_in_order_of_path(tmp_path):
+    names = ["m/2", "b", "m/10", "z", "a/x/y", "c"]
+    for name in names:
+        fake_result().write(tmp_path / name)
+    found, unreadable = find_results(tmp_path)
+    assert [str(run.path.relative_to(tmp_path)) for run in found] == sorted(names)
+    assert unreadable == []
+
+
 def test_discovery_lists_readable_and_unreadable(tmp_path):
     folder = write_run(tmp_path, "base", 90.0, 1)
     (tmp_path / "broken").mkdir()
@@ -157,9 +247,29 @@ def test_commit_says_dirty_and_does_not_take_a_surrounding_repository_for_its_ow
     assert git_commit(tmp_path) == clean + "-dirty"
 
 
+def test_the_commit_is_that_of_the_code_unless_another_repository_is_named():
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    head = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    assert not head or git_commit().removesuffix("-dirty") == head
+
+
 def test_versions_and_memory_are_plain_values():
-    assert library_versions()["python"].startswith("3.")
-    assert peak_rss_bytes() is None or peak_rss_bytes() > 2**20
+    versions = library_versions()
+    assert versions["python"].startswith("3.")
+    for name in ("torch", "pillow", "open_clip_torch"):  # first, middle and last, past absent ones
+        assert versions[name] == metadata.version(name)
+    peak = peak_rss_bytes()
+    assert peak is None or peak > 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())
+        assert peak == pytest.approx(1024 * int(kilobytes), rel=0.1)
+
+
+def test_now_is_this_moment_in_utc_to_the_millisecond():
+    text = now()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", text)
+    assert abs(datetime.fromisoformat(text).timestamp() - time.time()) < 60
 
 
 def test_reporting_does_not_load_torch():
@@ -249,6 +359,19 @@ def test_average_over_seeds_is_taken_seed_by_seed():
     )
     assert average.base == Spread(70.0, 0.0)
     assert average.new == Spread(35.0, 5.0)
+
+
+def test_average_of_data_sets_with_other_seeds_is_the_mean_of_their_means():
+    """Seeds 1, 2 of one and 2, 3 of the other: no seed by seed, hence no std."""
+    other = [
+        replace(score, dataset="pets", seed=score.seed + 1)
+        for score in scores("CoOp", [50.0, 90.0], [10.0, 30.0])
+    ]
+    *_, average = aggregate(scores("CoOp", [60.0, 80.0], [40.0, 60.0]) + other)
+    assert average.is_average and average.base_seeds == average.new_seeds == (2,)
+    assert (average.base.mean, average.base.std) == (70.0, None)  # of 70 and 70; of seed 2: 65
+    assert (average.new.mean, average.new.std) == (35.0, None)  # of 50 and 20; of seed 2: 35
+    assert average.h.mean == pytest.approx(2 * 70 * 35 / 105) and average.h.std is None
 
 
 def test_configs_backbones_and_shots_are_not_merged():

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -493,6 +494,28 @@ def test_a_writer_refuses_values_out_of_their_range(tmp_path):
             with pytest.raises(RegionStoreError, match=f"holds {name} from"):
                 writer.write(0, tensors)
         assert writer.missing == [0, 1]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_process_compares_each_file_with_its_checksum_once(golden, monkeypatch, small):
+    module, compared = sys.modules[RegionStore.__module__], []
+    checksum = module.file_checksum
+    monkeypatch.setattr(
+        module, "file_checksum", lambda path: compared.append(path.name) or checksum(path)
+    )
+    if not small:
+        monkeypatch.setattr(module, "VERIFY_AT_OPEN", 0)
+    store = RegionStore.open(golden)
+    shards = [f"shard_0000{index}.safetensors" for index in range(2)]
+    if not small:
+        assert not set(shards) & set(compared)
+    for _ in range(3):
+        for image in range(3):
+            store.read(image, [0, 1])
+        store.verify()
+    copied = pickle.loads(pickle.dumps(store))  # as a worker gets it: what is known goes along
+    copied.read(0, [0]), copied.read(2, [1]), copied.verify()
+    assert sorted(compared) == ["images.safetensors", *shards]
 
 
 # --- processes ------------------------------------------------------------------------------

@@ -377,6 +377,19 @@ def test_pieces_of_automatic_size_change_nothing(tiny_model, monkeypatch):
     assert_equal_results(*results, bound=1e-12)
 
 
+def test_pieces_leave_room_for_every_context(tiny_model, monkeypatch):
+    layout = PromptLayout.build(IMAGENET_CLASSNAMES[:100], tokenize, "a photo of a")
+    encoder = TextEncoder(tiny_model, layout)
+    for contexts in (1, 2, 3):
+        context = torch.randn(contexts, 4, 16, dtype=torch.float64, requires_grad=True)
+        monkeypatch.setattr(text, "_TRAINING_BYTES", 1 << 40)
+        kept = saved_bytes(encoder, context)
+        # Two thirds of what all contexts keep are too little, four thirds are enough.
+        for share, fits in ((2 / 3, False), (4 / 3, True)):
+            monkeypatch.setattr(text, "_TRAINING_BYTES", int(share * kept))
+            assert encoder.in_one_piece(contexts) is fits, (contexts, share)
+
+
 # Prompts without a learned token
 
 

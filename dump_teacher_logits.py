@@ -11,12 +11,6 @@ Several processes share the work under torchrun, and so do lines of one command 
 one machine or on several that see the same folder (scripts/dump_slurm.py is a Slurm array of them):
 
     torchrun --nproc-per-node 8 dump_teacher_logits.py --root $DATA ...
-
-Images of tar files or folders, too many for a list, are dumped without a data set of Dassl:
-
-    python dump_teacher_logits.py --root $DATA --store stores/imagenet \
-        --source "$DATA/imagenet/train-*.tar" --classnames imagenet_classes.txt \
-        --seed 1 DATASET.TEMPLATE "a photo of a {}."
 """
 
 from __future__ import annotations
@@ -50,11 +44,9 @@ from regions.dump import (
     threads_of_dump,
 )
 from regions.fit import require_same_spec
-from regions.images import ImageTable
 from regions.manifest import find_dump
 from regions.pace import find_pace, using_threads
 from regions.shared import SharedWriter
-from regions.sources import expand, images_of, read_classnames
 from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore
 from regions.writer import StoreWriter
@@ -73,19 +65,13 @@ def main(args: argparse.Namespace) -> None:
 
     seeds = sorted(set(args.union_of_seeds or [seed]))
     root = Path(cfg.DATASET.ROOT).expanduser()
-    if args.source:
-        sources = expand(args.source)
-        classnames = read_classnames(sources, args.classnames)
-        images = ImageTable.of(images_of(sources, root))
-    else:
-        classnames, items = union_of_seeds(cfg, seeds)
-        images = list_images(items, root)
+    classnames, items = union_of_seeds(cfg, seeds)
     name = cfg.TRAINER.FDBPL.TEACHER
     spec = RegionSpec.from_cfg(
         cfg,
         template=template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
         classnames=classnames,
-        images=images,
+        images=list_images(items, root),
         teacher_precision=supported_precision(cfg.TRAINER.FDBPL.TEACHER_PREC, device),
         teacher_digest=weights_digest(name) or "",
         image_seeds=seeds,
@@ -225,13 +211,7 @@ def union_of_seeds(cfg, seeds: Sequence[int]) -> tuple[list[str], list[Datum]]:
 def require_usage(args: argparse.Namespace, cfg) -> None:
     if not (args.store or cfg.TRAINER.FDBPL.STORE):
         raise UsageError("where to? Give --store FOLDER, or set TRAINER.FDBPL.STORE.")
-    if args.source and not cfg.DATASET.TEMPLATE:
-        raise UsageError(
-            'which prompt? Give DATASET.TEMPLATE "a photo of a {}." to a dump of --source.'
-        )
-    if args.union_of_seeds and args.source:
-        raise UsageError("--source takes every image: --union-of-seeds has nothing to draw from.")
-    if not cfg.DATASET.NAME and not args.source:
+    if not cfg.DATASET.NAME:
         raise UsageError(
             "which images? Give --dataset-config-file configs/datasets/<data set>.yaml."
         )
@@ -314,17 +294,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", default="", help="folder to write; else TRAINER.FDBPL.STORE")
-    parser.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a folder or tar file of images under --root, or a quoted pattern of several, instead "
-        "of a data set; may repeat (regions/sources.py)",
-    )
-    parser.add_argument(
-        "--classnames", type=Path, metavar="FILE", help="of --source, a name a line, by label"
-    )
     parser.add_argument("--batch-size", type=int, default=256, help="regions per teacher pass")
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (about 4096 regions); lost if killed"

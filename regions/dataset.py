@@ -19,7 +19,6 @@ from torch.utils.data import Dataset, Sampler
 from regions.boxes import cut_all
 from regions.spec import relative_path
 from regions.store import RegionRows, RegionStore, RegionStoreError
-from regions.tars import open_image
 
 CACHE_BYTES = 512 * 2**20  # decoded images are kept when all of them take less than this
 
@@ -41,12 +40,10 @@ def reading(path: str) -> Iterator[None]:
 def read_image(path: str, height: int, width: int) -> Image.Image:
     """Decode an image as RGB and check that it is as large as when its regions were drawn.
 
-    path may lead into a tar file, see regions.tars.
-
     Raises:
         RegionStoreError: the file is missing, unreadable, or of another size.
     """
-    with reading(path), open_image(path) as content, Image.open(content) as file:
+    with reading(path), Image.open(path) as file:
         image = file.convert("RGB")
     if image.size != (width, height):
         raise RegionStoreError(

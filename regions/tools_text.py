@@ -1,9 +1,8 @@
-"""Words about stores: what one holds, and what differs between two."""
+"""Words about a store: what it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,8 @@ from regions.layout import MANIFEST, shard_name
 from regions.manifest import Manifest, find_dump
 from regions.spec import RegionSpec
 from regions.store import RegionStore
-from regions.summary import SURVEYED, probabilities, survey
+from regions.summary import SURVEYED, survey
 from regions.text import kept_variants
-
-KEPT = ("kind", "dtype", "top_k", "feature_width", "logit_scale", "images", "image_seeds")
 
 
 def info(path: str | Path, max_images: int = SURVEYED) -> str:
@@ -111,95 +108,6 @@ def human(size: float) -> str:
     """Bytes in words."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
     return f"{size / unit:.1f} {name}"
-
-
-# --- what differs ---------------------------------------------------------------------------
-
-
-def diff(path: str | Path, other: str | Path) -> list[str]:
-    """What differs between two dumps, a line each; nothing for equal ones.
-
-    First the fields of the specs; then, where both hold the same regions of some images and the
-    same classes, and both are finished, the values on those images.
-
-    Raises:
-        RegionStoreError: a folder holds no dump, or a damaged one.
-    """
-    paths = [Path(path).expanduser(), Path(other).expanduser()]
-    one, two = (_dump_in(place).spec for place in paths)
-    lines = []
-    for name in (field.name for field in fields(RegionSpec)):
-        old, new = getattr(one, name), getattr(two, name)
-        if old == new:
-            continue
-        if name == "classnames":
-            lines += _sets_differ("classes", old, new)
-        elif name == "images":
-            lines += _images_differ(one, two)
-        else:
-            lines.append(f"{name}: {_plain(old)} | {_plain(new)}")
-    for place in paths:
-        if not (place / MANIFEST).exists():
-            return [*lines, f"values: not compared, the dump in {place} is not finished"]
-    others = [f.name for f in fields(RegionSpec) if f.name not in KEPT]
-    if any(getattr(one, name) != getattr(two, name) for name in others):
-        return lines
-    return lines + _values_differ(*map(RegionStore.open, paths))
-
-
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _sets_differ(noun: str, old: Sequence[str], new: Sequence[str]) -> list[str]:
-    lines = [f"{noun}: {len(old)} | {len(new)}"]
-    for side, here, there in (("left", old, set(new)), ("right", new, set(old))):
-        only = [name for name in here if name not in there]
-        if only:
-            lines.append(f"{noun}: {len(only)} on the {side} only, {_examples(only)}")
-    if len(lines) == 1 and len(old) == len(new):
-        place = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
-        where = f"first at {place + 1}: {old[place]} | {new[place]}"
-        lines = [f"{noun}: in another order, {where}"]
-    return lines
-
-
-def _images_differ(one: RegionSpec, two: RegionSpec) -> list[str]:
-    old, new = ({image.path: image for image in spec.images} for spec in (one, two))
-    lines = []
-    if list(old) != list(new):
-        lines += _sets_differ("images", list(old), list(new))
-    changed = [path for path in old if path in new and old[path] != new[path]]
-    if changed:
-        (_, *left), (_, *right) = old[changed[0]], new[changed[0]]
-        lines.append(
-            f"images: {len(changed)} with another label, height or width, "
-            f"e.g. {changed[0]}: {_plain(tuple(left))} | {_plain(tuple(right))}"
-        )
-    return lines
-
-
-def _values_differ(one: RegionStore, two: RegionStore, max_images: int = SURVEYED) -> list[str]:
-    there = two.spec.images.find([image.path for image in one.spec.images])
-    common = np.flatnonzero(there >= 0)
-    if not len(common):
-        return []
-    # Evenly spread over the images, all of them when they are few.
-    common = common[np.unique(np.linspace(0, len(common) - 1, max_images).astype(int))]
-    every = np.arange(one.spec.num_regions)
-    moved, gaps = 0, np.zeros(2)
-    for index in common.tolist():
-        left, right = one.read(index, every), two.read(int(there[index]), every)
-        same = (left.boxes == right.boxes).all(-1) & (left.flips == right.flips)
-        moved += int((~same).sum())
-        gap_p = probabilities(left.logits) - probabilities(right.logits)
-        worst = np.abs(left.logits - right.logits).max(), np.abs(gap_p).max()
-        gaps = np.maximum(gaps, worst)
-    on = f"on {len(common):,} images"
-    lines = [f"boxes and flips: {moved} of {len(common) * len(every)} differ {on}"] if moved else []
-    if gaps[0]:
-        lines.append(f"values: logits differ by at most {gaps[0]:.3g}, p by {gaps[1]:.3g} {on}")
-    return lines
 
 
 def _examples(names: Sequence[str]) -> str:

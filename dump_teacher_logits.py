@@ -40,12 +40,9 @@ from regions.dump import (
     dump_seconds,
     list_images,
     stored_teacher_accuracy,
-    teacher_on_pixels,
-    threads_of_dump,
 )
 from regions.fit import require_same_spec
 from regions.manifest import find_dump
-from regions.pace import find_pace, using_threads
 from regions.shared import SharedWriter
 from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore
@@ -91,37 +88,27 @@ def main(args: argparse.Namespace) -> None:
     if spec.kind == "features":
         print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
     run_teacher = teacher.image_features if spec.kind == "features" else teacher
-    pace, told = find_pace(
-        spec,
-        root,
-        teacher_on_pixels(run_teacher, teacher.mean, teacher.std, device),
-        regions_left(store, spec),
-        on_cpu=device.type == "cpu",
-        threads=args.threads,
-        workers=args.workers,
-        before=threads_of_dump(store),
-    )
-    place.tell(f"Pace            {told}")
     if spec.teacher_precision != "fp32" and place.rank == 0:
         run_teacher = ComparedWithFp32(teacher, run_teacher)
-    with using_threads(pace.threads):
-        finished = dump(
-            store,
-            spec,
-            root,
-            run_teacher,
-            mean=teacher.mean,
-            std=teacher.std,
-            device=device,
-            batch_size=args.batch_size,
-            workers=pace.workers,
-            shard_images=args.shard_images,
-            started=started,
-            text=text_CD,
-            shared=place.shared,
-            progress=place.rank == 0,
-        )
-    if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left and run_teacher.gaps:
+    if args.threads:  # of the image tower; the text has the same bits with any number
+        torch.set_num_threads(args.threads)
+    finished = dump(
+        store,
+        spec,
+        root,
+        run_teacher,
+        mean=teacher.mean,
+        std=teacher.std,
+        device=device,
+        batch_size=args.batch_size,
+        workers=usual_workers(device) if args.workers is None else args.workers,
+        shard_images=args.shard_images,
+        started=started,
+        text=text_CD,
+        shared=place.shared,
+        progress=place.rank == 0,
+    )
+    if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left > 0 and run_teacher.gaps:
         run_teacher.tell()  # a dump of fewer batches
     if finished is not None:
         print_result(finished)
@@ -132,26 +119,39 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
+def usual_workers(device: torch.device) -> int:
+    """Processes that decode and cut, where --workers does not say.
+
+    None beside a teacher on a CPU, whose threads take every core. A GPU needs them: a region takes
+    about 1.5 ms to decode and cut, so four of them keep up with 2500 regions/s.
+    """
+    if device.type == "cpu":
+        return 0
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(0, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
 class ComparedWithFp32:
-    """A teacher in lower precision whose first batches are computed in fp32 too, for the log.
+    """A teacher in lower precision whose first regions are computed in fp32 too, for the log.
 
     The weights are the same float32 ones: bf16 and fp16 are autocast (models/teacher.py).
     """
 
-    def __init__(self, teacher: Teacher, run: Callable[[Tensor], Tensor], batches: int = 2) -> None:
-        self.teacher, self.run, self.left = teacher, run, batches
+    def __init__(self, teacher: Teacher, run: Callable[[Tensor], Tensor]) -> None:
+        self.teacher, self.run, self.left = teacher, run, 512  # regions to compare
         clip = replace(teacher.clip, precision="fp32")
         self.exact = Teacher(clip, teacher.classnames, teacher.template)
         self.gaps: list[Tensor] = []
         self.agree: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self.left:
-            self.left -= 1
+        if self.left > 0:
+            self.left -= len(images)
             logits, exact = self.teacher(images), self.exact(images)
             self.gaps.append((logits - exact).abs().flatten())
             self.agree.append((logits.argmax(-1) == exact.argmax(-1)).float())
-            if not self.left:
+            if self.left <= 0:
                 self.tell()
         return self.run(images)
 
@@ -215,10 +215,10 @@ def require_usage(args: argparse.Namespace, cfg) -> None:
         raise UsageError(
             "which images? Give --dataset-config-file configs/datasets/<data set>.yaml."
         )
-    if args.batch_size < 1 or (args.shard_images is not None and args.shard_images < 1):
-        raise UsageError("--batch-size and --shard-images need 1 or more.")
-    if (args.threads is not None and args.threads < 1) or (args.workers or 0) < 0:
-        raise UsageError("--threads needs 1 or more, --workers 0 or more.")
+    for name, least in (("batch_size", 1), ("shard_images", 1), ("threads", 1), ("workers", 0)):
+        given = getattr(args, name)
+        if given is not None and given < least:
+            raise UsageError(f"--{name.replace('_', '-')} is {given}; it needs {least} or more.")
 
 
 def refuse_or_recognise(store: Path, spec: RegionSpec, shared: bool) -> bool:
@@ -263,12 +263,6 @@ def bytes_there(store: Path) -> int:
     return sum(file.stat().st_size for file in store.glob("*.safetensors"))
 
 
-def regions_left(store: Path, spec: RegionSpec) -> int:
-    """About how many regions the teacher has still to see, by the size of what is on disk."""
-    cost = dump_cost(spec)
-    return round(cost.passes * max(0.0, 1 - bytes_there(store) / cost.bytes))
-
-
 def print_result(store: RegionStore) -> None:
     accuracy, regions = stored_teacher_accuracy(store), len(store) * store.spec.num_regions
     print(
@@ -294,17 +288,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", default="", help="folder to write; else TRAINER.FDBPL.STORE")
-    parser.add_argument("--batch-size", type=int, default=256, help="regions per teacher pass")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="regions per teacher pass (default: 8 on a CPU, else 256)",
+    )
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (about 4096 regions); lost if killed"
     )
-    parser.add_argument(
-        "--threads", type=int, help="of the teacher on a CPU (default: the fastest, by measurement)"
-    )
+    parser.add_argument("--threads", type=int, help="of the teacher on a CPU (default: torch's)")
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that decode and cut images; 0: none (default: by measurement)",
+        help="processes that decode and cut images (default: 0 beside a teacher on a CPU; beside a "
+        "GPU one less than the cores, up to 4)",
     )
     parser.add_argument(
         "--shared", action="store_true", help="other processes run this line too (torchrun says so)"

@@ -28,7 +28,6 @@ from regions.dataset import read_image, reading, to_input
 from regions.files import DTYPES, Tensors, write_whole
 from regions.kinds import encode
 from regions.layout import CLAIMS, data_bytes, shard_tensors
-from regions.manifest import find_dump
 from regions.shared import SharedWriter
 from regions.spec import RegionImage, RegionSpec, relative_path
 from regions.store import RegionStore, RegionStoreError
@@ -62,7 +61,7 @@ def dump(
     mean: Sequence[float],
     std: Sequence[float],
     device: str | torch.device = "cpu",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     shard_images: int | None = None,
     started: float | None = None,
@@ -78,7 +77,7 @@ def dump(
     Args:
         root: the data root, to which the spec's image paths are relative.
         mean, std: per channel, the teacher's.
-        batch_size: regions per teacher pass.
+        batch_size: regions per teacher pass; None: regions_per_pass.
         workers: processes that decode and cut; 0 does it here. The bytes do not depend on it.
         shard_images: images per shard of a new dump.
         started: time.perf_counter() at which the work began, when before this call.
@@ -93,6 +92,7 @@ def dump(
         OSError: the disk is full or not writable. Finished shards stay.
     """
     started = time.perf_counter() if started is None else started
+    batch_size = batch_size or regions_per_pass(device)
     with (SharedWriter if shared else StoreWriter)(store, spec, shard_images) as writer:
         if writer.is_finished:
             return RegionStore.open(writer.path)
@@ -106,12 +106,11 @@ def dump(
             disable=not progress,
         )
 
-        on_pixels = teacher_on_pixels(teacher, mean, std, device)
-
         def run(regions_BHW3: np.ndarray) -> np.ndarray:
-            output_BX = on_pixels(regions_BHW3)
+            with torch.inference_mode():
+                output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
             bar.update(len(regions_BHW3))
-            return output_BX
+            return output_BX.float().cpu().numpy()
 
         done = False
         with bar:
@@ -134,17 +133,13 @@ def dump(
         return RegionStore.open(writer.path) if writer.is_finished else None
 
 
-def teacher_on_pixels(
-    teacher: Teacher, mean: Sequence[float], std: Sequence[float], device: str | torch.device
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The teacher as a function of uint8 regions (B, H, W, 3), giving float32."""
+def regions_per_pass(device: str | torch.device) -> int:
+    """How many images an image tower takes at once.
 
-    def run(regions_BHW3: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
-        return output_BX.float().cpu().numpy()
-
-    return run
+    A GPU wants many. On a CPU the activations of many images are pages that the system has to hand
+    out anew in each pass; few stay in its caches.
+    """
+    return 8 if torch.device(device).type == "cpu" else 256
 
 
 def regions_of(writer: StoreWriter, shards: Iterable[int]) -> int:
@@ -253,17 +248,6 @@ def dump_record_path(store: str | Path) -> Path:
     """Where the time of a dump is kept: beside the store, whose bytes do not depend on it."""
     store = Path(store).expanduser()
     return store.with_name(store.name + ".dump.json")
-
-
-def threads_of_dump(store: str | Path) -> int | None:
-    """Threads that the latest session of an unfinished dump computed with, where that is known."""
-    if find_dump(Path(store).expanduser()) is None:
-        return None
-    try:
-        record = json.loads(dump_record_path(store).read_text(encoding="utf-8"))
-        return max(1, int(record["sessions"][-1]["threads"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def dump_seconds(store: str | Path) -> float | None:

@@ -7,10 +7,13 @@ r"""Run the frozen teacher over image regions once, and keep its logits.
 Writes shard_00000.safetensors, ... and, last, manifest.json (docs/REGION_STORE.md); the time it
 took goes to <store>.dump.json. Called again, it continues.
 
-Several processes share the work under torchrun, and so do lines of one command with --shared, on
-one machine or on several that see the same folder (scripts/dump_slurm.py is a Slurm array of them):
+Several processes share the work, on one machine or on several that see the folder: process r of N
+makes every N-th shard, the one that finds all of them there finishes the store, and the same line
+with any N continues. torchrun sets RANK and WORLD_SIZE, as scripts/dump_slurm.py does for an array
+of Slurm jobs, and so can you:
 
     torchrun --nproc-per-node 8 dump_teacher_logits.py --root $DATA ...
+    RANK=0 WORLD_SIZE=2 python dump_teacher_logits.py --root $DATA ...
 """
 
 from __future__ import annotations
@@ -31,22 +34,21 @@ from torch import Tensor
 
 import datasets  # noqa: F401  registers the data sets
 from configs.cli import UsageError, add_family_flags, run_script, setup_cfg
+from files import human
 from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
 from regions.dump import (
     dump,
     dump_cost,
-    dump_seconds,
     list_images,
-    stored_teacher_accuracy,
 )
-from regions.fit import require_same_spec
-from regions.manifest import find_dump
-from regions.shared import SharedWriter
-from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore
-from regions.writer import StoreWriter
+from regions.store.fit import require_same_spec
+from regions.store.layout import find_dump
+from regions.store.record import dump_seconds
+from regions.store.spec import FROM_TEACHER, RegionSpec, region_settings
+from regions.store.writer import StoreWriter
 
 
 def main(args: argparse.Namespace) -> None:
@@ -57,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     store = Path(args.store or cfg.TRAINER.FDBPL.STORE).expanduser()
     seed = region_settings(cfg)["seed"]
     set_random_seed(seed)
-    place = Place.from_environment(args.shared)
+    place = Place.from_environment()
     device = place.device(cfg.USE_CUDA)
 
     seeds = sorted(set(args.union_of_seeds or [seed]))
@@ -73,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
         teacher_digest=weights_digest(name) or "",
         image_seeds=seeds,
     )
-    if refuse_or_recognise(store, spec, place.shared):
+    if refuse_or_recognise(store, spec, place):
         place.tell(f"{store} is complete, and made as asked: nothing to do.")
         return
     if spec.kind != "features":  # whose size the teacher tells
@@ -105,7 +107,8 @@ def main(args: argparse.Namespace) -> None:
         shard_images=args.shard_images,
         started=started,
         text=text_CD,
-        shared=place.shared,
+        rank=place.rank,
+        world=place.world_size,
         progress=place.rank == 0,
     )
     if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left > 0 and run_teacher.gaps:
@@ -114,8 +117,8 @@ def main(args: argparse.Namespace) -> None:
         print_result(finished)
     else:
         print(
-            f"process {place.rank}: no work is left; the process that makes the last shard of "
-            f"{store} finishes it. Should all have ended before, run the same line again."
+            f"process {place.rank} of {place.world_size} has made its shards; the one that makes "
+            f"the last shard of {store} finishes it. Should one have died, run the same line again."
         )
 
 
@@ -169,22 +172,29 @@ class Place:
     """Which of the processes of a dump this is, and what it computes on."""
 
     rank: int
+    world_size: int
     local_rank: int  # on this machine
-    shared: bool  # other processes may write to the same store
 
     @classmethod
-    def from_environment(cls, shared: bool) -> Place:
-        """Read what torchrun sets; without it the only process, which may share all the same."""
-        rank, local_rank, world_size = (
-            int(os.environ.get(name, default))
-            for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-        )
-        return cls(rank, local_rank, shared or world_size > 1)
+    def from_environment(cls) -> Place:
+        """Read what torchrun sets; without it the only process.
+
+        Raises:
+            UsageError: the variables are no such numbers.
+        """
+        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        given = {name: os.environ.get(name, default) for name, default in names.items()}
+        if not all(value.isdigit() for value in given.values()) or (
+            int(given["RANK"]) >= int(given["WORLD_SIZE"])
+        ):
+            told = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise UsageError(f"{told}: RANK counts from 0 to WORLD_SIZE - 1. Set or unset both.")
+        return cls(*map(int, given.values()))
 
     def device(self, use_cuda: bool) -> torch.device:
         if not (use_cuda and torch.cuda.is_available()):
             return torch.device("cpu")
-        if not self.shared:
+        if self.world_size == 1:
             return torch.device("cuda")
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
@@ -221,7 +231,7 @@ def require_usage(args: argparse.Namespace, cfg) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {given}; it needs {least} or more.")
 
 
-def refuse_or_recognise(store: Path, spec: RegionSpec, shared: bool) -> bool:
+def refuse_or_recognise(store: Path, spec: RegionSpec, place: Place) -> bool:
     """Before the teacher is loaded: is the store there already (True), or still to be done?
 
     Raises RegionStoreError when the folder holds something else.
@@ -231,8 +241,8 @@ def refuse_or_recognise(store: Path, spec: RegionSpec, shared: bool) -> bool:
         return False
     unknown = [name for name in FROM_TEACHER if not getattr(spec, name)]
     require_same_spec(store, found.spec, spec, ignore=unknown)
-    writer_class = SharedWriter if shared else StoreWriter
-    with writer_class(store, replace(found.spec, images=spec.images)) as writer:
+    known = replace(found.spec, images=spec.images)
+    with StoreWriter(store, known, rank=place.rank, world=place.world_size) as writer:
         return writer.is_finished
 
 
@@ -264,11 +274,10 @@ def bytes_there(store: Path) -> int:
 
 
 def print_result(store: RegionStore) -> None:
-    accuracy, regions = stored_teacher_accuracy(store), len(store) * store.spec.num_regions
+    regions = len(store) * store.spec.num_regions
     print(
         f"Wrote {store.path}: {len(store)} images x {store.spec.num_regions} regions.\n"
-        f"Teacher top-1   {accuracy.regions:.1f} % of the regions, "
-        f"{accuracy.images:.1f} % of the images (mean probability over the regions)"
+        f"Teacher accuracy {store.teacher_accuracy():.1f} % of the regions"
     )
     seconds = dump_seconds(store.path)
     if seconds:
@@ -276,11 +285,6 @@ def print_result(store: RegionStore) -> None:
             f"Took            {seconds:.1f} s, loading the teacher included: "
             f"{regions / seconds:.0f} regions/s"
         )
-
-
-def human(size: int) -> str:
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
-    return f"{size / unit:.1f} {name}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -302,9 +306,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         help="processes that decode and cut images (default: 0 beside a teacher on a CPU; beside a "
         "GPU one less than the cores, up to 4)",
-    )
-    parser.add_argument(
-        "--shared", action="store_true", help="other processes run this line too (torchrun says so)"
     )
     parser.add_argument(
         "--union-of-seeds",

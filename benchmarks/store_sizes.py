@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks import report
 from benchmarks.store_io import REGIONS, TOP_K, make_spec
-from regions.kinds import KINDS, VALUES, encode
 from regions.store import RegionStore
-from regions.summary import confidence, probabilities
-from regions.writer import StoreWriter
+from regions.store.kinds import KINDS, VALUES, encode
+from regions.store.writer import StoreWriter
+from regions.tools.survey import weights_of
 
 WIDTH = 1024
 SCALE = 100.0
@@ -70,8 +71,8 @@ def measure(folder: Path, kind: str, dtype: str, classes: int) -> dict[str, Any]
     store = RegionStore.open(path)
     found_BC = store.read_shard(0).logits.reshape(logits_BC.shape)
     shard = (path / store.shards[0].file).stat().st_size
-    p_error_BC = np.abs(probabilities(found_BC) - probabilities(logits_BC))
-    w_error_B = np.abs(confidence(found_BC) - confidence(logits_BC))
+    p_error_BC = np.abs(_p(found_BC) - _p(logits_BC))
+    w_error_B = np.abs(weights_of(found_BC) - weights_of(logits_BC))
     result = {
         "kind": kind,
         "dtype": dtype,
@@ -100,6 +101,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row['w_error_most']:.0e} | {row['w_error_mean']:.0e} |"
         )
     return "\n".join(lines)
+
+
+def _p(logits_BC: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits_BC).softmax(-1).numpy()
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:

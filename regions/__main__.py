@@ -6,16 +6,18 @@ import argparse
 import os
 import sys
 
-from regions import tools, tools_text
+from files import human
 
 
 def verify(args: argparse.Namespace) -> int:
-    found = tools.verify(args.store, args.threads)
+    from regions.tools.verify import verify as check
+
+    found = check(args.store, args.threads)
     for name in found.strangers:
         print(f"not part of the store: {name}")
     for damage in found.damages:
         print(f"damaged: {damage.file}: {damage.why}", file=sys.stderr)
-    size = f"{found.files} files, {tools_text.human(found.bytes)}"
+    size = f"{found.files} files, {human(found.bytes)}"
     if found.damages:
         print(f"{args.store}: {len(found.damages)} of {size} damaged.")
         return 1
@@ -24,14 +26,18 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    print(tools_text.info(args.store))
+    from regions.tools.info import info as told_of  # it brings torch
+
+    print(told_of(args.store))
     return 0
 
 
 def show(args: argparse.Namespace) -> int:
-    from regions.show import show  # it brings torch and Pillow
+    from regions.tools.show import show as write_page
 
-    print(f"Wrote {show(args.store, args.root, args.out, args.images, args.image, args.seed)}")
+    print(
+        f"Wrote {write_page(args.store, args.root, args.out, args.images, args.image, args.seed)}"
+    )
     return 0
 
 
@@ -48,9 +54,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     command = add(verify, "check every file; exit code 1 and the names of damaged ones")
     command.add_argument("--threads", type=int, help="files at a time; default: up to 8")
     add(info, "what a store holds, how large it is, and how often its teacher is right")
-    command = add(show, "a page and pictures of regions, in order of their weight w")
+    command = add(show, "a page of regions, in order of their weight w")
     command.add_argument("--root", required=True, help="data root, as in the dump")
-    command.add_argument("--out", required=True, help="folder for index.html and the pictures")
+    command.add_argument("--out", required=True, help="folder for index.html")
     command.add_argument("--images", type=int, default=6, help="how many random images; default 6")
     command.add_argument("--image", action="append", default=[], help="this image; may repeat")
     command.add_argument("--seed", type=int, default=0, help="of the random images; default 0")

@@ -20,6 +20,8 @@ from reporting.results import ResultError
 if TYPE_CHECKING:
     import numpy as np
 
+from files import written_whole
+
 FILE_NAME = "predictions.npz"
 
 
@@ -70,15 +72,13 @@ def write_predictions(
     kind = np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.uint32
     path = Path(folder, FILE_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
             images=np.frombuffer(digest.digest(), dtype=np.uint8),
             labels=np.asarray(labels, dtype=kind)[order],
             predictions=np.asarray(predictions, dtype=kind)[order],
         )
-    os.replace(partial, path)
     return path
 
 

@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from files import write_whole
+
 FILE_NAME = "results.json"
 FORMAT = 1
 REPO = Path(__file__).resolve().parents[1]
@@ -192,9 +194,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Write beside, then rename: the file is whole or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
 
 
 def git_commit(repo: str | Path = REPO) -> str | None:

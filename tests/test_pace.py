@@ -11,7 +11,8 @@ from toy_runs import flags, options
 
 import dump_teacher_logits
 from dump_teacher_logits import usual_workers
-from regions.dump import dump_record_path, regions_per_pass
+from regions.dataset import regions_per_pass
+from regions.store.record import dump_record_path
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ def test_the_store_is_read_many_times_faster_than_a_file_per_image(tmp_path):
 
 def test_a_readers_memory_does_not_grow_with_a_large_store(tmp_path, monkeypatch):
     """Both stores count as large here; one is four times the other."""
-    monkeypatch.setattr("regions.store.VERIFY_AT_OPEN", 0)
-    monkeypatch.setattr("regions.store.READS_KEPT", 64)
+    monkeypatch.setattr("regions.store.reader.VERIFY_AT_OPEN", 0)
+    monkeypatch.setattr("regions.store.reader.READS_KEPT", 64)
     most = []
     for images in (400, 1600):
         path = tmp_path / str(images)

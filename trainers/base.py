@@ -25,7 +25,7 @@ from models.prompted_clip import TEXT_PATHS, Output, PromptedCLIP
 from models.templates import template_for
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
 from trainers.evaluation import Evaluation
-from trainers.feature_cache import cached_test_images
+from trainers.feature_cache import with_kept_features
 from trainers.gradients import make_gradients
 from trainers.sanity import report_own_data
 
@@ -257,8 +257,11 @@ class PromptTrainer(TrainerX):
         self.set_model_mode("eval")
         with torch.no_grad():
             self._evaluation = self.evaluation()
-        with cached_test_images(self, split):
-            accuracy = super().test(split)
+        loaders = (self.val_loader, self.test_loader)
+        self.val_loader, self.test_loader = (
+            with_kept_features(self.model, self.cfg, loader) for loader in loaders
+        )
+        accuracy = super().test(split)
         if split is None:  # the final test, not a look at the validation images
             self.seconds["test"] = time.perf_counter() - start
             self.tested = self._evaluation

@@ -15,11 +15,12 @@ from models.clip import LoadedClip, supported_precision, weights_digest
 from models.learners import initial_context
 from models.prompted_clip import PromptedCLIP
 from models.teacher import Teacher
-from regions.dataset import RegionDataset, RegionSampler, as_it_is, collate_regions
-from regions.spec import relative_path
+from regions.dataset import RegionDataset
+from regions.features import RegionFeatures
+from regions.loader import RegionSampler, as_it_is, collate_regions
 from regions.store import RegionStore, RunNeeds
-from regions.student_features import RegionFeatures
-from regions.text import with_text_of_run
+from regions.store.spec import relative_path
+from regions.store.teacher_text import with_text_of_run
 from trainers.coop import CoOp
 from trainers.distillation import Distillation
 from trainers.feature_cache import cached_regions, has_frozen_images

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from regions.files import REDO, RegionStoreError, check_size, file_checksum
-from regions.layout import IMAGES, MANIFEST
-from regions.manifest import Manifest, read_manifest
 from regions.store import RegionStore
+from regions.store.layout import IMAGES, MANIFEST, Manifest, read_manifest
+from regions.store.tensors import REDO, RegionStoreError, check_size, file_checksum
 
 # --- verify ---------------------------------------------------------------------------------
 

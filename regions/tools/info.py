@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from regions.files import RegionStoreError
-from regions.layout import MANIFEST, shard_name
-from regions.manifest import Manifest, find_dump
-from regions.spec import RegionSpec
+from files import human
 from regions.store import RegionStore
-from regions.summary import SURVEYED, survey
-from regions.text import kept_variants
+from regions.store.layout import MANIFEST, Manifest, find_dump, shard_name
+from regions.store.record import dump_record_path, dump_seconds
+from regions.store.spec import RegionSpec
+from regions.store.teacher_text import kept_variants
+from regions.store.tensors import RegionStoreError
+from regions.tools.survey import SURVEYED, survey
 
 
 def info(path: str | Path, max_images: int = SURVEYED) -> str:
@@ -30,7 +31,7 @@ def info(path: str | Path, max_images: int = SURVEYED) -> str:
         rows |= _of_values(store, max_images)
         rows |= _of_text(store)
     rows |= _of_dump(path)
-    return "\n".join(f"{name:<15} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
 
 
 def _dump_in(path: Path) -> Manifest:
@@ -84,8 +85,7 @@ def _of_values(store: RegionStore, max_images: int) -> dict[str, str]:
     part = f" (of {looked:,} of the images)" if looked < len(store) else ""
     low, middle, high = np.quantile(seen.weights_NM, (0.1, 0.5, 0.9))
     return {
-        "Teacher top-1": f"{seen.region_accuracy:.1f} % of the regions, "
-        f"{seen.image_accuracy:.1f} % of the images (mean probability over the regions){part}",
+        "Teacher accuracy": f"{seen.teacher_accuracy:.1f} % of the regions{part}",
         "Region weight w": f"mean {seen.weights_NM.mean():.3f}; 10 % are below {low:.2f}, "
         f"half below {middle:.2f}, 90 % below {high:.2f}{part}",
     }
@@ -97,17 +97,9 @@ def _of_text(store: RegionStore) -> dict[str, str]:
 
 
 def _of_dump(path: Path) -> dict[str, str]:
-    from regions.dump import dump_record_path, dump_seconds  # they bring torch
-
     seconds = dump_seconds(path)
     lost = f"not known: {dump_record_path(path).name} is not beside the store"
     return {"Dump took": lost if seconds is None else f"{seconds:.1f} s"}
-
-
-def human(size: float) -> str:
-    """Bytes in words."""
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
-    return f"{size / unit:.1f} {name}"
 
 
 def _examples(names: Sequence[str]) -> str:

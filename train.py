@@ -28,7 +28,7 @@ import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
 from configs.cli import UsageError, add_family_flags, explain, is_told, run_script, setup_cfg
 from models.clip import shared_clips, weights_digest
-from regions.dump import dump_seconds
+from regions.store.record import dump_seconds
 from reporting.identity import (
     EPOCHS,
     Identity,

@@ -29,7 +29,7 @@ from models.prompted_clip import FrozenCLIP
 from regions.boxes import cut_all, sample_boxes
 from regions.dataset import read_image
 from regions.dump import dump, list_images
-from regions.spec import RegionSpec
+from regions.store.spec import RegionSpec
 
 
 class Item(NamedTuple):

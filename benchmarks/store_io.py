@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from benchmarks import report, table
-from regions.images import ImageTable, RegionImage
-from regions.spec import RegionSpec
 from regions.store import RegionStore
-from regions.tools import verify
-from regions.writer import StoreWriter
+from regions.store.images import ImageTable, RegionImage
+from regions.store.spec import RegionSpec
+from regions.store.writer import StoreWriter
+from regions.tools.verify import verify
 
 BATCH = table.READ_BATCH
 REGIONS = 50

@@ -7,6 +7,7 @@ all-class run of one seed share their images, as in CoOp's code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from dassl.data.datasets import Datum
+
+from files import write_whole
 
 SCOPES = ("all", "base", "new")
 MAX_VAL_SHOTS = 4  # CoOp's: validation never gets more images per class than this
@@ -208,13 +211,9 @@ def cached_few_shot(
         return kept
     train, val = few_shot_split(split.train, split.val, shots, seed)
     content = {"shots": shots, "seed": seed, "split": digest, "train": train, "val": val}
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
+    with contextlib.suppress(OSError):  # a read-only data folder: the same draw without a cache
         path.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(draft, path)
-    except OSError:  # a read-only data folder: the draw is the same without a cache
-        draft.unlink(missing_ok=True)
+        write_whole(path, json.dumps(content))
     return train, val
 
 

@@ -10,7 +10,6 @@ and `labels` can be compared image by image. Letters: S seeds, I images.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from files import written_whole
 from reporting.collect import Key
-from reporting.results import ResultError, write_whole
+from reporting.results import ResultError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,14 +73,14 @@ def write_predictions(
     largest = max(max(labels), max(predictions))
     kind = np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.uint32
     path = Path(folder, FILE_NAME)
-    content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        images=np.frombuffer(digest.digest(), dtype=np.uint8),
-        labels=np.asarray(labels, dtype=kind)[order],
-        predictions=np.asarray(predictions, dtype=kind)[order],
-    )
-    write_whole(path, content.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            images=np.frombuffer(digest.digest(), dtype=np.uint8),
+            labels=np.asarray(labels, dtype=kind)[order],
+            predictions=np.asarray(predictions, dtype=kind)[order],
+        )
     return path
 
 

@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from files import write_whole
+
 FILE_NAME = "results.json"
 FORMAT = 1
 REPO = Path(__file__).resolve().parents[1]
@@ -197,17 +199,10 @@ def find_results(root: str | Path) -> tuple[list[FoundResult], list[ResultError]
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """As write_whole, in UTF-8."""
-    write_whole(path, text.encode())
-
-
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write beside, then rename: the file is whole or absent."""
+    """Write beside, then rename: the file is whole or absent; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(path, text)
 
 
 def git_commit(repo: str | Path = REPO) -> str | None:

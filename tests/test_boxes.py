@@ -15,7 +15,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from regions.boxes import box_to_pixels, cut, cut_all, sample_boxes
-from regions.spec import RegionImage, RegionSpec, region_settings
+from regions.store.spec import RegionImage, RegionSpec, region_settings
 
 SIDES = (1, 2, 3, 7, 64, 97, 333, 500, 1023, 1024, 5000, 7001)
 

@@ -269,7 +269,7 @@ def test_report_tells_counts_zero_shot_and_teacher_and_moves_no_random_number(fo
     assert 'Own data: 8 classes, prompt "a photo of a {}."' in out
     assert re.search(r"  \S.* +8 +4 +6\n", out)
     assert "Zero-shot accuracy of the student on 64 training images: " in out
-    assert "Accuracy of the teacher (toy-teacher) on the images of the store, over" in out
+    assert "Accuracy of the teacher (toy-teacher) on the regions of the store: " in out
     assert report.student > 25 and report.teacher > report.student and report.warnings == []
     assert report_own_data(returned["output/my_data/coop"]).teacher is None
 

@@ -16,7 +16,8 @@ from torchvision.transforms import functional as TF
 
 import regions.dataset
 from regions.boxes import cut
-from regions.dataset import RegionDataset, RegionSampler, collate_regions, to_input
+from regions.dataset import RegionDataset, to_input
+from regions.loader import RegionSampler, collate_regions
 from regions.store import RegionStore, RegionStoreError
 
 FIELDS = ("img", "teacher_logits", "label", "index")

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from models.prompted_clip import HandwrittenCLIP
 from models.teacher import Teacher, convert_pixels
 from models.templates import template_for
-from regions.dump import stored_teacher_accuracy
 
 MAX_IMAGES = 2000  # training images that the accuracies are measured on, evenly picked
 MAX_ROWS = 40  # classes that are listed
@@ -54,7 +53,7 @@ def report_own_data(trainer) -> OwnDataReport | None:
     print(f'Own data: {len(counts)} classes, prompt "{template}"\n{_table(counts)}')
     print(f"Zero-shot accuracy of the student on {len(images)} training images: {accuracy:.1f} %")
     if teacher is not None:
-        where = "on them" if trainer.store is None else "on the images of the store, over regions"
+        where = "on them" if trainer.store is None else "on the regions of the store"
         print(f"Accuracy of the teacher ({trainer.teacher_name()}) {where}: {teacher:.1f} %")
     for warning in warnings:
         print(f"Warning: {warning}")
@@ -132,4 +131,4 @@ def _teacher_accuracy(trainer, images: list) -> float | None:
         return _accuracy(trainer, images, logits)
     if trainer.store is None or list(trainer.store.spec.classnames) != names:
         return None
-    return stored_teacher_accuracy(trainer.store).images
+    return trainer.store.teacher_accuracy()

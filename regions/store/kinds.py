@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regions.files import DTYPES, RegionStoreError, Tensors, TensorSpec
+from regions.store.tensors import DTYPES, RegionStoreError, Tensors, TensorSpec
 
 if TYPE_CHECKING:
-    from regions.spec import RegionSpec
+    from regions.store.spec import RegionSpec
 
 VALUES = {"float16": "F16", "float32": "F32"}  # RegionSpec.dtype -> dtype of the values
 LARGEST = 65504.0  # of float16; a float32 store keeps to it, so that every kind converts

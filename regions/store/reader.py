@@ -16,7 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regions.files import (
+from regions.store.fit import OTHER_IMAGES, SETTINGS, RunNeeds, refuse
+from regions.store.kinds import decode
+from regions.store.layout import (
+    IN_PROGRESS,
+    MANIFEST,
+    TEXT,
+    Manifest,
+    check_shard,
+    parse_shard,
+    read_manifest,
+    shard_tensors,
+    text_tensors,
+)
+from regions.store.tensors import (
     DTYPES,
     REDO,
     RegionStoreError,
@@ -27,18 +40,6 @@ from regions.files import (
     map_file,
     parse_tensors,
 )
-from regions.fit import OTHER_IMAGES, SETTINGS, RunNeeds, refuse
-from regions.kinds import decode
-from regions.layout import (
-    IN_PROGRESS,
-    MANIFEST,
-    TEXT,
-    check_shard,
-    parse_shard,
-    shard_tensors,
-    text_tensors,
-)
-from regions.manifest import Manifest, read_manifest
 
 VERIFY_AT_OPEN = 256 * 2**20  # bytes; the files of a larger store are verified at first touch
 READS_KEPT = 512  # reads of a larger store after which its pages are let go
@@ -65,7 +66,7 @@ class RegionStore:
         self.spec, self.shard_images, self.shards, self.files = manifest
         self.classnames = self.spec.classnames  # that logits are for; see with_text
         self.template = self.spec.template
-        self.variant = ""  # of the text features, see regions.text; "": the teacher's own
+        self.variant = ""  # of the text features, see teacher_text; "": the teacher's own
         self.is_small = sum(f.bytes for f in (*self.shards, *self.files.values())) < VERIFY_AT_OPEN
         self._verified: set[str] = set()
         self._maps: list[mmap.mmap] = []
@@ -161,7 +162,7 @@ class RegionStore:
         """The same regions, with logits for other classes or another prompt; kind features only.
 
         text: (C, D) float32, unit text features of the teacher.
-        variant: which of the text features for these classes and template, see regions.text.
+        variant: which of the text features for these classes and template, see teacher_text.
         """
         assert self.spec.kind == "features" and text.shape == (
             len(classnames),
@@ -250,6 +251,17 @@ class RegionStore:
     def read_shard(self, shard: int, columns: np.ndarray | None = None) -> RegionRows:
         """All regions of a shard: boxes (N, M, 4), flips (N, M), logits (N, M, T)."""
         return self._rows(self.arrays(shard), columns)
+
+    def teacher_is_right(self, shard: int) -> np.ndarray:
+        """Whether the labelled class is the teacher's likeliest, of all regions: (N, M) bool."""
+        _, first, num_images, *_ = self.shards[shard]
+        labels_N = self.spec.images.labels[first : first + num_images]
+        return self.read_shard(shard).logits.argmax(-1) == labels_N[:, None]
+
+    def teacher_accuracy(self) -> float:
+        """The share of all regions whose labelled class is the teacher's likeliest, in percent."""
+        right = sum(int(self.teacher_is_right(shard).sum()) for shard in range(len(self.shards)))
+        return 100 * right / (len(self) * self.spec.num_regions)
 
     def _rows(self, tensors: Tensors, columns: np.ndarray | None) -> RegionRows:
         logits = decode(self.spec, tensors, columns, self.text)

@@ -1,9 +1,9 @@
 """Try on a disk of yours what a store promises: killed, cut, flipped, on a full or read-only disk.
 
-    python -m regions.stress --folder /shared/tmp --kills 50
+    python -m tests.stress_store --folder /shared/tmp --kills 50
 
 A small dump (noise images, a teacher that is one matrix product) is killed at random moments, alone
-and shared by several processes; its files are cut and flipped at every place; two dumps want one
+and as one of several processes; its files are cut and flipped at every place; two dumps want one
 folder; a reader opens while a writer works; the disk is full or read-only (on a tmpfs of its own,
 where unshare allows one). Each trial prints a line; the exit code is 1 when a promise was broken.
 
@@ -25,7 +25,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from files import Busy
 from regions.dump import dump
-from regions.files import RegionStoreError
-from regions.layout import IN_PROGRESS, MANIFEST
-from regions.spec import RegionImage, RegionSpec
 from regions.store import RegionStore
-from regions.tools import verify
+from regions.store.layout import IN_PROGRESS, MANIFEST
+from regions.store.spec import RegionImage, RegionSpec
+from regions.store.tensors import RegionStoreError
+from regions.store.writer import LOCK, StoreWriter
+from regions.tools.verify import verify
 
 CLASSES = 6
 SIDE = 16  # pixels of a region
@@ -136,13 +139,12 @@ class World:
 
 
 def content_of(store: Path) -> dict[str, bytes]:
-    """The files of a folder by name; claims are in a folder of their own."""
+    """The files of a folder by name, locks aside."""
     found = {}
     for path in sorted(store.iterdir()) if store.is_dir() else ():
-        try:
-            found[path.name] = path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
-            pass  # a writer took it away, or it is the folder of claims
+        if not path.name.startswith(LOCK):
+            with suppress(FileNotFoundError):  # a writer took it away
+                found[path.name] = path.read_bytes()
     return found
 
 
@@ -237,24 +239,26 @@ def kills(world: World, folder: Path, count: int, rng: random.Random) -> str:
     return f"{killed} kills of {dumps} dumps, after {min(kept)} to {max(kept)} finished shards"
 
 
-def shared_kills(world: World, folder: Path, count: int, rng: random.Random) -> str:
-    """Several processes share a dump, one is killed: the others or the next start finish it."""
-    alone = 0
+def rank_kills(world: World, folder: Path, count: int, rng: random.Random) -> str:
+    """Several processes write a dump, one is killed: the next start finishes, with any number."""
+    finished = 0
     for trial in range(count):
-        store, others = folder / f"shared_{trial}", 1 + trial % 2
+        store, ranks = folder / f"ranks_{trial}", 2 + trial % 2
 
-        def take_part(store=store) -> None:
-            world.dump(store, pause=0.004, shared=True)
+        def take_part(rank: int, store=store, ranks=ranks) -> None:
+            world.dump(store, pause=0.004, rank=rank, world=ranks)
 
-        with running(*[take_part] * (1 + others)) as (victim, *survivors):
-            victim.kill(after=rng.uniform(0, SPAN))
-            for survivor in survivors:
-                survivor.wait()
+        with running(*(partial(take_part, rank) for rank in range(ranks))) as (victim, *others):
+            victim.kill(after=rng.uniform(0, SPAN / 2))
+            for other in others:
+                other.wait()
         world.require(store)
-        alone += (store / MANIFEST).exists()
-        world.dump(store, shared=True)  # the next start, with nothing or little left to do
+        finished += (store / MANIFEST).exists()
+        ranks = rng.choice([1, 2, 5])
+        for rank in range(ranks):
+            world.dump(store, rank=rank, world=ranks)
         world.require_whole(store)
-    return f"{count} shared dumps, one process killed in each; {alone} finished without a new start"
+    return f"{count} dumps, one process killed in each; {finished} were finished before it died"
 
 
 def damage(world: World, folder: Path, every: int, rng: random.Random) -> str:
@@ -317,8 +321,6 @@ def restore(world: World, store: Path, unfinished: bool) -> None:
     shutil.rmtree(store, ignore_errors=True)
     shutil.copytree(world.whole, store)
     if unfinished:
-        from regions.writer import StoreWriter
-
         (store / MANIFEST).unlink()
         StoreWriter(store, world.spec, SHARD_IMAGES).close()
 
@@ -339,14 +341,13 @@ def two_dumps(world: World, folder: Path) -> str:
             if child.has_ended():
                 child.wait()
             time.sleep(0.001)
-        for shared in (False, True):
-            try:
-                world.dump(store, shared=shared)
-            except RegionStoreError as error:
-                if "another dump is writing to" not in str(error):
-                    raise Broken(f"a second dump is told: {error}") from error
-            else:
-                raise Broken("two dumps wrote into one folder")
+        try:
+            world.dump(store)
+        except Busy as error:
+            if f"process {child.pid} on " not in str(error):
+                raise Broken(f"a second dump is told: {error}") from error
+        else:
+            raise Broken("two dumps wrote into one folder")
         child.wait()
     world.require_whole(store)
     return "the second one was refused, the first one finished"
@@ -374,13 +375,13 @@ def reader_meanwhile(world: World, folder: Path) -> str:
 def small_disk(world: World, disk: Path) -> str:
     """A dump onto disks that are full after each page more; disk: a tmpfs that may be remounted."""
     tried = 0
-    for shared in (False, True):
-        store, shards, pages = disk / f"store_{shared}", set(), 1
+    for workers in (0, 1):
+        store, shards, pages = disk / f"store_{workers}", set(), 1
         while True:
             free = shutil.disk_usage(disk)
             remount(disk, f"size={(free.used // 4096 + pages) * 4096}")
             try:
-                world.dump(store, shared=shared)
+                world.dump(store, workers=workers)
                 break
             except OSError as error:
                 if error.errno != errno.ENOSPC or not str(error.filename).startswith(str(disk)):
@@ -406,15 +407,14 @@ def read_only(world: World, disk: Path) -> str:
     if values_of(whole) != values_of(world.whole) or verify(whole).damages:
         raise Broken("a store on a read-only disk does not read")
     world.dump(whole)  # nothing to do
-    for shared in (False, True):
-        for store in (begun, disk / "new"):
-            try:
-                world.dump(store, shared=shared)
-            except OSError as error:
-                if error.errno != errno.EROFS or not error.filename:
-                    raise Broken(f"a read-only disk is told as: {error}") from error
-            else:
-                raise Broken("a dump wrote to a read-only disk")
+    for store in (begun, disk / "new"):
+        try:
+            world.dump(store)
+        except OSError as error:
+            if error.errno != errno.EROFS or not error.filename:
+                raise Broken(f"a read-only disk is told as: {error}") from error
+        else:
+            raise Broken("a dump wrote to a read-only disk")
     remount(disk, "rw")
     world.dump(begun)
     world.require_whole(begun)
@@ -430,11 +430,11 @@ def on_small_disk(folder: Path) -> str | None:
     disk = folder / "disk"
     disk.mkdir(exist_ok=True)
     script = 'mount -t tmpfs -o size=16k tmpfs "$1" || exit 77; shift; exec "$@"'
-    again = [sys.executable, "-m", "regions.stress", "--folder", str(folder), "--disk", str(disk)]
+    again = [sys.executable, __file__, "--folder", str(folder), "--disk", str(disk)]
     command = ["unshare", "-rm", "sh", "-c", script, "sh", str(disk), *again]
     try:
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
     except FileNotFoundError:
         return None
     if "unshare" in done.stderr and done.returncode or done.returncode == 77:
@@ -449,13 +449,15 @@ def on_small_disk(folder: Path) -> str | None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m regions.stress",
+        prog="python -m tests.stress_store",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, help="on the disk to try; default: a temporary one")
     parser.add_argument("--kills", type=int, default=50, help="of single dumps; default 50")
-    parser.add_argument("--shared", type=int, default=20, help="shared dumps; default 20")
+    parser.add_argument(
+        "--ranks", type=int, default=20, help="dumps of 2 or 3 processes; default 20"
+    )
     parser.add_argument("--every", type=int, default=1, help="try each n-th byte; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
     parser.add_argument("--disk", type=Path, help=argparse.SUPPRESS)  # a tmpfs to fill
@@ -481,7 +483,7 @@ def run(folder: Path, args: argparse.Namespace) -> int:
     rng = random.Random(args.seed)
     trials: dict[str, Callable[[], str | None]] = {
         "kill -9": lambda: kills(world, folder, args.kills, rng),
-        "kill -9, shared": lambda: shared_kills(world, folder, args.shared, rng),
+        "kill -9, ranks": lambda: rank_kills(world, folder, args.ranks, rng),
         "two dumps": lambda: two_dumps(world, folder),
         "reader meanwhile": lambda: reader_meanwhile(world, folder),
         **{

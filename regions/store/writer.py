@@ -1,40 +1,34 @@
 """The writing of a store: shards one by one, whole or absent, and the manifest last of all.
 
+Several processes can write one dump: process r of N makes the shards r, r + N, r + 2 N, ... and the
+one that finds all of them there writes the manifest. Nobody waits for anybody, no two need a
+connection, and the bytes are those of a single process.
+
 Letters: M regions per image, N images of a shard, C classes of the store, D width of a feature.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from regions.files import (
-    DTYPES,
-    REDO,
-    RegionStoreError,
-    Tensors,
-    TensorSpec,
-    check_values,
-    encode_tensors,
-    map_file,
-    write_whole,
-)
-from regions.fit import require_same_spec
-from regions.images import ImageTable
-from regions.layout import (
-    CLAIMS,
+from files import Busy, Lock, write_whole
+from regions.store.fit import require_same_spec
+from regions.store.images import ImageTable
+from regions.store.layout import (
+    FORMAT,
     IMAGES,
     IN_PROGRESS,
     MANIFEST,
     TEXT,
+    Shard,
+    StoredFile,
     check_shard,
+    encode_manifest,
+    find_dump,
     images_per_shard,
     other_files,
     shard_name,
@@ -45,9 +39,19 @@ from regions.layout import (
     whole_shard,
     whole_text,
 )
-from regions.lock import leave_lock, lock_folder
-from regions.manifest import FORMAT, Shard, StoredFile, encode_manifest, find_dump
-from regions.spec import RegionSpec
+from regions.store.spec import RegionSpec
+from regions.store.tensors import (
+    DTYPES,
+    REDO,
+    RegionStoreError,
+    Tensors,
+    TensorSpec,
+    check_values,
+    encode_tensors,
+    map_file,
+)
+
+LOCK = ".lock-"  # and the rank: held while a process writes
 
 
 class StoreWriter:
@@ -55,30 +59,41 @@ class StoreWriter:
 
     A shard is whole or absent, and its header carries the checksum of its tensors; so a dump that
     was killed finds its whole shards again, and redoes damaged ones. Use it in a with statement:
-    it keeps a second dump out of the folder meanwhile.
+    it keeps a second process of the same rank out of the folder meanwhile.
     """
 
-    process = ""  # a name of this process, where several write the same dump
+    def __init__(
+        self,
+        path: str | Path,
+        spec: RegionSpec,
+        shard_images: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Start or continue.
 
-    def __init__(self, path: str | Path, spec: RegionSpec, shard_images: int | None = None) -> None:
-        """Start or continue. shard_images is for a new dump; a dump going on keeps its own.
-
+        Args:
+            shard_images: for a new dump; a dump going on keeps its own.
+            rank, world: which process of how many this is.
         Raises:
-            RegionStoreError: the folder holds another dump, or is being written to.
+            Busy: another process of this rank is writing to the folder.
+            RegionStoreError: the folder holds another dump.
             OSError: the folder cannot be made or written to.
         """
         self.path = Path(path).expanduser()
-        self.spec = spec
+        self.spec, self.rank, self.world = spec, rank, world
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
+        self._lock = self._locked(rank)
         try:
             self._start(shard_images)
         except BaseException:
             self.close()
             raise
 
-    def _take_lock(self) -> int | None:
-        return lock_folder(self.path)
+    def _locked(self, rank: int | str) -> Lock:
+        """Raises Busy."""
+        way_out = "Wait for it, or give another --store."
+        return Lock(self.path / f"{LOCK}{rank}", f"dumping into {self.path}", way_out)
 
     def _start(self, shard_images: int | None) -> None:
         found = find_dump(self.path)
@@ -86,41 +101,38 @@ class StoreWriter:
         if found:
             require_same_spec(self.path, found.spec, self.spec)
             shard_images, listed = found.shard_images, found.shards
-        self._lay_out(shard_images)
+        self.shard_images = shard_images or images_per_shard(self.spec)
+        self.ranges = shard_ranges(self.spec, self.shard_images)
+        self._shards: dict[int, Shard] = {}
         self.is_new = not found
-        self._find_whole(listed)
-        if not found and not self._shards and any(self.path.glob("shard_*.safetensors")):
-            raise RegionStoreError(
-                f"{self.path} has no {MANIFEST}, and its shards are not of this dump. Run the dump "
-                "with the flags they were made with, or give another --store."
-            )
+        for index in self.mine:
+            shard = self._whole_shard(index)
+            if shard and (listed is None or listed[index] == shard):
+                self._shards[index] = shard
+        if not found and not self._shards:
+            self._refuse_strange_shards()
         self.is_finished = (
             listed is not None
             and not self.missing
             and all(self._whole_file(name) == found.files[name] for name in other_files(self.spec))
         )
         if not self.is_finished:
-            self._fix_spec(write_whole)
-            (self.path / MANIFEST).unlink(missing_ok=True)
+            if not self._whole_file(IMAGES):
+                self._put(self.path / IMAGES, self.spec.images.encode())
+            self._put(self.path / IN_PROGRESS, encode_manifest(self._head()))
+            if listed is not None:
+                (self.path / MANIFEST).unlink(missing_ok=True)
         self._clean()
 
-    def _lay_out(self, shard_images: int | None) -> None:
-        self.shard_images = shard_images or images_per_shard(self.spec)
-        self.ranges = shard_ranges(self.spec, self.shard_images)
-        self._shards: dict[int, Shard] = {}
-
-    def _find_whole(self, listed: Sequence[Shard] | None = None) -> None:
-        """Verify the shards that are there, and count those as written that are whole."""
-        for index in range(len(self.ranges)):
-            shard = self._whole_shard(index)
-            if shard and (listed is None or listed[index] == shard):
-                self._shards[index] = shard
-
-    def _fix_spec(self, put: Callable[[Path, bytes], None]) -> None:
-        """Say in the folder what dump it is for."""
-        if not self._whole_file(IMAGES):
-            put(self.path / IMAGES, self.spec.images.encode())
-        put(self.path / IN_PROGRESS, encode_manifest(self._head()))
+    def _refuse_strange_shards(self) -> None:
+        """Nothing says what the folder is for: refuse it when its shards are of something else."""
+        there = [i for i in range(len(self.ranges)) if (self.path / shard_name(i)).exists()]
+        others = any(self.path.glob("shard_*.safetensors"))
+        if others and not any(map(self._whole_shard, there)) and not find_dump(self.path):
+            raise RegionStoreError(
+                f"{self.path} has no {MANIFEST}, and its shards are not of this dump. Run the dump "
+                "with the flags they were made with, or give another --store."
+            )
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -160,30 +172,35 @@ class StoreWriter:
         return len(images), images.digest, len(self.spec.classnames)
 
     def _clean(self) -> None:
-        """Remove what a killed dump may have left half-written."""
-        for unfinished in self.path.glob("*.partial"):
-            unfinished.unlink(missing_ok=True)
-        if self.is_finished:
-            if (self.path / IN_PROGRESS).exists():  # a finished store may be read-only
-                (self.path / IN_PROGRESS).unlink(missing_ok=True)
-            shutil.rmtree(self.path / CLAIMS, ignore_errors=True)
+        """Remove what killed processes may have left half-written."""
+        left = [*self.path.glob("*.partial"), *self.path.glob(f"{LOCK}*")]
+        for path in left:
+            name = path.name
+            rank = name[len(LOCK) :] if name.startswith(LOCK) else name.split(".")[-2]
+            if rank != str(self.rank):
+                try:  # a process of that rank may be at work; else its lock goes with close()
+                    self._locked(rank).close()
+                except Busy:
+                    continue
+            if path.suffix == ".partial":
+                path.unlink(missing_ok=True)
+        if self.is_finished and (self.path / IN_PROGRESS).exists():  # it may be read-only
+            (self.path / IN_PROGRESS).unlink(missing_ok=True)
+
+    @property
+    def mine(self) -> range:
+        """The shards that this process makes."""
+        return range(self.rank, len(self.ranges), self.world)
 
     @property
     def missing(self) -> list[int]:
-        """Shards still to be written, in order."""
-        return [index for index in range(len(self.ranges)) if index not in self._shards]
+        """Those that are still to be written, in order."""
+        return [index for index in self.mine if index not in self._shards]
 
-    def to_do(self) -> Iterator[int]:
-        """The shards that this process is to write, one by one."""
-        yield from self.missing
-
-    def on_disk(self) -> set[int]:
-        """The shards that are written."""
-        return set(self._shards)
-
-    def is_left_to_others(self) -> bool:
-        """Whether other processes are at work on all that is missing: see regions.shared."""
-        return False
+    def on_disk(self) -> int:
+        """How many of its regions are written."""
+        images = sum(self.ranges[index][1] for index in self.mine if index in self._shards)
+        return images * self.spec.num_regions
 
     @property
     def needs_text(self) -> bool:
@@ -208,7 +225,7 @@ class StoreWriter:
         self._shards[index] = Shard(path.name, first, num_images, len(content), sha256)
 
     def _put(self, path: Path, content: bytes) -> None:
-        write_whole(path, content)
+        write_whole(path, content, str(self.rank))
 
     def write_text(self, text: np.ndarray) -> None:
         """Write the teacher's unit text features (C, D) of the spec's classes; kind features."""
@@ -220,9 +237,14 @@ class StoreWriter:
     def finish(self) -> bool:
         """Write the manifest, last of all: from now on the store is whole.
 
-        Returns whether no work is left for this process; see regions.shared.
+        Returns False when shards of other processes are not there, or not whole; whoever makes the
+        last of them finishes.
         """
         assert not self.missing, f"shards {self.missing} are missing"
+        for index in set(range(len(self.ranges))) - self._shards.keys():
+            if (shard := self._whole_shard(index)) is None:
+                return False
+            self._shards[index] = shard
         shards = [self._shards[index]._asdict() for index in range(len(self.ranges))]
         files = {name: self._whole_file(name) for name in other_files(self.spec)}
         for name, file in files.items():
@@ -237,13 +259,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Let other dumps into the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def worker_init(self) -> Callable[[int], None]:
-        """What a worker process calls first: see leave_lock."""
-        return partial(leave_lock, self.path, self._lock)
+        self._lock.close()
 
     def __enter__(self) -> StoreWriter:
         return self

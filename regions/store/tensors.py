@@ -1,4 +1,4 @@
-"""Files of a store: written whole or not at all, size-checked and strictly parsed when read."""
+"""A file of tensors: encoded with its checksum, size-checked and strictly parsed when read."""
 
 from __future__ import annotations
 
@@ -58,49 +58,6 @@ def canonical_json(value: Any) -> str:
 
 
 # --- writing --------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, content: bytes, writer: str = "", first_stays: bool = False) -> None:
-    """Write beside, then rename: a killed dump leaves no file that looks finished.
-
-    Args:
-        writer: name of this process where several may write the same file.
-        first_stays: a file that is there already is kept; else it is replaced.
-    """
-    unfinished = path.with_name(f"{path.name}{writer and '.'}{writer}.partial")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if first_stays:
-            _put_first(unfinished, path)
-        else:
-            os.replace(unfinished, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk says which file it refused
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _put_first(unfinished: Path, path: Path) -> None:
-    """Give a file its name unless there is one of that name already."""
-    try:
-        os.link(unfinished, path)  # unlike a rename, it never replaces
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links, or another process swept it away
-        if not path.exists():
-            os.replace(unfinished, path)
-    unfinished.unlink(missing_ok=True)
 
 
 def encode_tensors(tensors: Tensors, promise: dict[str, Any]) -> bytes:

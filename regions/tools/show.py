@@ -1,4 +1,4 @@
-"""What a store's regions look like: choose images, cut their regions, and write the pictures.
+"""What a store's regions look like: choose images, cut their regions, and write the page.
 
 Letters: R regions of one image, C classes.
 """
@@ -6,22 +6,22 @@ Letters: R regions of one image, C classes.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from regions import show_html, show_png
+from files import write_whole
 from regions.boxes import cut
 from regions.dataset import read_image
-from regions.files import write_whole
-from regions.show_colours import Ramp
-from regions.spec import RegionImage, relative_path
 from regions.store import RegionStore, RegionStoreError
-from regions.summary import Survey, confidence, log_probabilities, survey
+from regions.store.spec import RegionImage, relative_path
+from regions.tools import show_html
+from regions.tools.show_colours import Ramp
+from regions.tools.survey import Survey, survey, weights_of
 
 MAX_REGIONS = 60  # of one image in a picture; of more, evenly spaced ones in the order of w
 MAX_BOXES = 24  # drawn on an image: evenly spaced ones of its regions shown
@@ -83,7 +83,13 @@ class Histogram:
 
     name: str
     weights: np.ndarray  # (any,)
-    accuracy: float  # top-1 of the teacher on these regions, in percent
+    accuracy: float  # of the teacher on these regions, in percent
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The share of the regions in each of 20 bins of w."""
+        counts, _ = np.histogram(self.weights, np.linspace(0, 1, 21))
+        return counts / max(1, counts.sum())
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,11 @@ def show(
     chosen: Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
-    """Write the pictures and the page of a store, and return the page.
+    """Write the page of a store, and return its path.
 
     Args:
         root: the data root, to which the store's image paths are relative.
-        out: a folder, made when missing; files of an earlier call are replaced.
+        out: a folder, made when missing; an earlier page is replaced.
         num_images: how many images are drawn at random from seed, unless some are chosen.
         chosen: paths of images, as stored or as they lie under root.
     Raises:
@@ -139,17 +145,6 @@ def show(
     view = look(RegionStore.open(path), root, num_images, chosen, seed)
     out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(view.images, start=1):
-        stem = f"image_{number:02d}_{slug(Path(image.path).stem)}"
-        show_png.boxes(image, view.ramp).save(out / f"{stem}_boxes.png")
-        show_png.regions(image, view.ramp).save(out / f"{stem}_regions.png")
-    weights = show_png.histograms(
-        [("w in each data set", view.datasets), (view.title_of_classes, view.classes)], view.ramp
-    )
-    weights.save(out / "weights.png")
-    for number, extremes in enumerate(view.extremes, start=1):
-        name = f"class_{number:02d}_{slug(extremes.name)}.png"
-        show_png.extremes(extremes, view.ramp).save(out / name)
     write_whole(out / PAGE, show_html.page(view).encode())
     return out / PAGE
 
@@ -205,7 +200,7 @@ def _index_of(store: RegionStore, root: Path, path: str) -> int:
 def image_view(store: RegionStore, root: Path, index: int) -> ImageView:
     """An image and its regions in falling order of w, or MAX_REGIONS of them evenly spaced."""
     stored = store.spec.images[index]
-    weights_R = confidence(store.read(index, np.arange(store.spec.num_regions)).logits)
+    weights_R = weights_of(store.read(index, np.arange(store.spec.num_regions)).logits)
     order_R = np.argsort(-weights_R, kind="stable")
     order_R = order_R[evenly(len(order_R), MAX_REGIONS)]
     pixels = _pixels(root, stored)
@@ -224,11 +219,11 @@ def cut_regions(
     """Cut some regions of an image, in the order given, as the dump did."""
     label, names = store.spec.images[index].label, store.spec.classnames
     rows = store.read(index, regions_R)
-    log_p_RC = log_probabilities(rows.logits)
+    p_RC = torch.from_numpy(rows.logits).softmax(-1).numpy()
     regions = []
-    for row, weight in enumerate(confidence(rows.logits).tolist()):
-        best = np.argsort(-log_p_RC[row], kind="stable")[:3].tolist()
-        guesses = tuple(Guess(names[c], float(np.exp(log_p_RC[row, c])), c == label) for c in best)
+    for row, weight in enumerate(weights_of(rows.logits).tolist()):
+        best = np.argsort(-p_RC[row], kind="stable")[:3].tolist()
+        guesses = tuple(Guess(names[c], float(p_RC[row, c]), c == label) for c in best)
         box, flip = tuple(rows.boxes[row].tolist()), bool(rows.flips[row])
         region = cut(pixels, rows.boxes[row], flip, store.spec.image_size)
         regions.append(Region(region, box, flip, weight, guesses))
@@ -273,8 +268,3 @@ def _pixels(root: Path, stored: RegionImage) -> Image.Image:
 def evenly(count: int, most: int) -> np.ndarray:
     """Places 0..count-1, or so many evenly spaced ones, the first and the last among them."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
-
-
-def slug(text: str) -> str:
-    """A part of a file name that every system can write."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:40] or "x"

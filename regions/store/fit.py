@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from regions.files import RegionStoreError
-from regions.images import RegionImage
-from regions.spec import RegionSpec, region_settings
+from regions.store.images import RegionImage
+from regions.store.spec import RegionSpec, region_settings
+from regions.store.tensors import RegionStoreError
 
 OTHER_IMAGES = (
     "Set --root, --seed, DATASET.NUM_SHOTS and DATASET.SUBSAMPLE_CLASSES as in the dump, "

@@ -12,9 +12,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from regions.files import canonical_json
-from regions.images import MAX_IMAGES, ImageTable, RegionImage
-from regions.kinds import KINDS, VALUES
+from regions.store.images import MAX_IMAGES, ImageTable, RegionImage
+from regions.store.kinds import KINDS, VALUES
+from regions.store.tensors import canonical_json
 
 # Fields that are known once the teacher is loaded: RegionSpec.with_teacher fills them.
 FROM_TEACHER = ("teacher_digest", "image_size", "feature_width", "logit_scale")
@@ -100,7 +100,7 @@ class RegionSpec:
     flip: float  # probability that a region is mirrored
     seed: int  # of the regions
     image_seeds: tuple[int, ...] = ()  # whose few-shot images these are; () means (seed,)
-    kind: str = "logits"  # what is kept of a region, see regions.kinds
+    kind: str = "logits"  # what is kept of a region, see regions.store.kinds
     dtype: str = "float16"  # of the kept values
     top_k: int = 0  # kind topk: classes kept
     feature_width: int = 0  # kind features: numbers per region, D

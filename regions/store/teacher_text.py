@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regions.files import (
+from files import write_whole
+from regions.store.reader import RegionStore, RunNeeds
+from regions.store.tensors import (
     METADATA_KEY,
     RegionStoreError,
     TensorSpec,
@@ -32,9 +34,7 @@ from regions.files import (
     map_file,
     parse_tensors,
     tensors_checksum,
-    write_whole,
 )
-from regions.store import RegionStore, RunNeeds
 
 RAW = ""  # the variant of a hand-written template as the text tower reads it
 MAX_VARIANT = 100  # characters

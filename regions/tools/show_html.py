@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from regions.show_colours import STOPS, Ramp
-from regions.show_png import shares_of
+from regions.tools.show_colours import STOPS, Ramp
 
 if TYPE_CHECKING:
-    from regions.show import ClassView, Histogram, ImageView, Region, StoreView
+    from regions.tools.show import ClassView, Histogram, ImageView, Region, StoreView
 
 THUMB = 160  # pixels a side of a region on the page, at most
 PHOTO = 800  # of the long side of an image
@@ -30,8 +29,7 @@ def page(view: StoreView) -> str:
         ("Images", f"{len(spec.images):,} × {spec.num_regions} regions"),
         ("Kept", f"{spec.kind}, {spec.dtype}"),
         ("Regions drawn from", f"seed {spec.seed}"),
-        ("Teacher top-1", f"{found.region_accuracy:.1f} % of the regions"),
-        ("", f"{found.image_accuracy:.1f} % of the images"),
+        ("Teacher accuracy", f"{found.teacher_accuracy:.1f} % of the regions"),
         ("Mean w", f"{found.weights_NM.mean():.3f}"),
     )
     whole = len(found.images_N) == len(spec.images)
@@ -134,7 +132,7 @@ def _histograms(title: str, groups: Sequence[Histogram], ramp: Ramp, large: bool
 
 
 def _histogram(group: Histogram, ramp: Ramp) -> str:
-    shares = shares_of(group)
+    shares = group.shares
     highest = max(shares.max(), 1e-9)
     bars = "".join(
         f'<rect x="{5 * i + 0.25:.2f}" y="{40 - 38 * share / highest:.2f}" width="4.5" '
@@ -149,7 +147,7 @@ def _histogram(group: Histogram, ramp: Ramp) -> str:
         f'<path class="mean" d="M{100 * mean:.1f} 0V40"/></svg>'
         f'<div class="ends"><span>0</span><span>0.5</span><span>1</span></div>'
         f"<figcaption><b>{escape(_words(group.name))}</b><br>mean w {mean:.2f}, "
-        f"top-1 {group.accuracy:.0f}\N{NO-BREAK SPACE}%</figcaption></figure>"
+        f"accuracy {group.accuracy:.0f}\N{NO-BREAK SPACE}%</figcaption></figure>"
     )
 
 

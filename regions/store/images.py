@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regions.files import (
+from regions.store.tensors import (
     REDO,
     RegionStoreError,
     Tensors,

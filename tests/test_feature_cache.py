@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from toy_runs import flags, options, run
 
 import dump_teacher_logits
+from inputs import image_id
 from regions import student_features as regions_of_students
 from regions.dataset import RegionDataset, RegionSampler, as_it_is, collate_regions
 from regions.feature_file import Features, complete, feature_key, read_features
@@ -25,7 +26,6 @@ from regions.student_features import (
     student_features,
 )
 from trainers import feature_cache
-from trainers.feature_cache import image_id
 
 WIDTH = 8
 

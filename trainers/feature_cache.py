@@ -6,8 +6,6 @@ Letters: N images, B images of a batch, D feature width.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from inputs import image_id
 from models.prompted_clip import FrozenCLIP
 from regions.dataset import RegionDataset
 from regions.feature_file import Features, Found, complete, feature_key
@@ -138,17 +137,6 @@ class FeatureBatches:
 
         path = folder / f"{cfg.DATASET.NAME}-{key}.safetensors"
         return complete(path, ids, (clip.feature_width,), compute)
-
-
-def image_id(path: str) -> int:
-    """64 bits of an image's path, size, and times of change; another id is another image.
-
-    The inode's time counts as well: no program can write a file and leave that as it was.
-    """
-    file = os.stat(path)
-    text = f"{os.path.abspath(path)}\n{file.st_size}\n{file.st_mtime_ns}\n{file.st_ctime_ns}"
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "little")
 
 
 def _told(found: Found, seconds: float) -> str:

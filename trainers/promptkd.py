@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from dassl.data import DataManager
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from models.teacher import convert_pixels
 from models.vision import VisionEncoder
 from trainers.base import PromptTrainer
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, translate
+from trainers.images import data_manager
 
 TEACHER_MODEL_NAME = "VLPromptLearner"  # PromptSRC's folder for its prompts
 
@@ -91,7 +91,7 @@ class PromptKD(PromptTrainer):
     def before_train(self) -> None:
         taught = self.dm.dataset
         if self.transductive:
-            dm = DataManager(_all_images(self.cfg))
+            dm = data_manager(_all_images(self.cfg))
             self.train_loader_x, taught = dm.train_loader_x, dm.dataset
             print(
                 f"Transductive: {len(taught.train_x)} unlabelled images of all "

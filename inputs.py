@@ -86,14 +86,18 @@ def unreadable(path: str | os.PathLike, error: Exception) -> str:
     """One line for whatever went wrong with an image file."""
     if isinstance(error, FileNotFoundError):
         return f"image {path} is missing. Check --root."
+    large = isinstance(error, Image.DecompressionBombError)
+    way_out = "Scale it down" if large else "Fetch it again"
+    return f"image {path} cannot be read ({reason(error)}). {way_out}, or take it out."
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read."""
     if isinstance(error, Image.DecompressionBombError):
-        size = str(error).partition(", could")[0]
-        return f"image {path} is too large ({size}). Scale it down, or take it out of the data set."
-    known = not isinstance(error, UnidentifiedImageError)
-    reason = " ".join(str(error).split()) if known else "it is in no format that Pillow knows"
-    return (
-        f"image {path} cannot be read ({reason}). Fetch it again, or take it out of the data set."
-    )
+        return f"too large: {str(error).partition(', could')[0]}"
+    if isinstance(error, UnidentifiedImageError):
+        return "in no format that Pillow knows"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def image_id(path: str | os.PathLike) -> int:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from inputs import SUFFIXES, read_text
 from regions.dataset import reading
 from regions.files import RegionStoreError
 from regions.images import RegionImage
 from regions.spec import relative_path
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -56,7 +57,7 @@ def read_classnames(sources: Sequence[Path], file: Path | None) -> list[str]:
         if any(other != names for other in folders):
             raise RegionStoreError(f"{sources[0]} and the other folders have other subfolders.")
         return [name.replace("_", " ") for name in names]
-    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     for source, subfolders in zip((s for s in sources if s.is_dir()), folders, strict=True):
         if len(subfolders) != len(names):
             raise RegionStoreError(

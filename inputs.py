@@ -73,7 +73,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         scales = (1, *FULL_SCALES) if image.mode == "F" else FULL_SCALES
         full = next((scale for scale in scales if high <= scale), None)
         low, high = (low, high) if full is None else (0.0, float(full))
-    scaled_HW = np.rint((pixels_HW - low) * (255 / max(high - low, np.finfo(np.float64).tiny)))
+    scaled_HW = np.rint((pixels_HW - low) / ((high - low) or 1.0) * 255)
     return Image.fromarray(scaled_HW.astype(np.uint8)).convert("RGB")
 
 

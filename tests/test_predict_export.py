@@ -134,7 +134,10 @@ def test_errors_say_what_to_do(world, capsys, tmp_path):
     for words, message in (
         (["--model-dir", tmp_path, image], "config.yaml is absent; give the --output-dir of a run"),
         (["--model-dir", folder, tmp_path / "absent.jpg"], "there is no image or folder"),
-        (["--model-dir", folder, broken], "broken.png cannot be read .in no format that Pillow knows"),
+        (
+            ["--model-dir", folder, broken],
+            "broken.png cannot be read .in no format that Pillow knows",
+        ),
         (["--model-dir", folder, "--classnames", "a", "a", "--", image], "has a twice"),
         (["--model-dir", folder, "--load-epoch", 9, image], "holds epochs 2"),
     ):

@@ -245,7 +245,7 @@ def _folder_and_name(line: str, folders: set[str]) -> tuple[str, str]:
     for end in reversed(ends):
         folder = line[:end].rstrip() if "\t" in line else line[:end]
         if folder in folders:
-            return folder, line[end + 1 :].strip()
+            return folder, line[end + 1 :].lstrip(" \t,")
     return "", ""
 
 
@@ -355,7 +355,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             cells = {name: (cell or "").strip() for name, cell in row.items()}
             rows.append((reader.line_num, cells))
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}.") from None
+        raise ValueError(f"{path}, line {reader.reader.line_num}: {error}.") from None
     return columns, rows
 
 
@@ -373,7 +373,7 @@ def _numbers_of_labels(
     if not numbered:
         return {label: i for i, label in enumerate(sorted(found))}
     meant: dict[int, str] = {}
-    for label, line in found.items():
+    for label, line in sorted(found.items(), key=lambda pair: pair[1]):
         if not label.isdigit() or meant.setdefault(int(label), label) != label:
             raise ValueError(
                 f"{path}, line {line}: label {label!r} found; numbers of classes are whole, from 0 "

@@ -24,12 +24,16 @@ class OwnDataset(CheckedDataset):
     def __init__(self, cfg, listing: Listing):
         for note in listing.notes:
             print(f"Note: {note}.")
-        split, problems = listing.split, listing.problems
+        split, problems, remedy = listing.split, listing.problems, listing.remedy
         if not (problems and cfg.DATASET.STRICT):  # else it is refused before that takes time
             checked = check_images(listing.paths(), memory_file(cfg, listing.place))
             for note in checked.notes():
                 print(f"Note: {note}.")
             if checked.broken:
+                if not problems:
+                    remedy = (
+                        f"python -m datasets.prepare {listing.place} --verify --decode lists them"
+                    )
                 problems = [*problems, checked.problem()]
                 split = Split(
                     *(
@@ -37,7 +41,7 @@ class OwnDataset(CheckedDataset):
                         for part in split
                     )
                 )
-        super().__init__(cfg, listing.images, split, problems, listing.remedy)
+        super().__init__(cfg, listing.images, split, problems, remedy)
         for note in few_images(self.class_counts(), cfg.DATASET.NUM_SHOTS):
             print(f"Warning: {note}.")
 

@@ -308,7 +308,8 @@ def test_all_images_that_cannot_be_read_are_listed_at_once(tmp_path, count, more
     told = refused(tmp_path)
     assert f"{count} of 30 images cannot be read: {bad[0]} (" in told
     assert all(str(path) in told for path in bad[:10])
-    assert f"){more}; fetch them again, or take them out. Next: " in told
+    assert f"){more}; fetch them again, or take them out. Next: python -m datasets.prepare" in told
+    assert f"{own} --verify --decode lists them; or set DATASET.STRICT False" in told
 
 
 def test_bad_images_are_left_out_when_not_strict(tmp_path, capsys):

@@ -114,6 +114,7 @@ class FeatureBatches:
                 "transform": transform,
                 "mean": [float(value) for value in cfg.INPUT.PIXEL_MEAN],
                 "std": [float(value) for value in cfg.INPUT.PIXEL_STD],
+                "reader": 2,  # of inputs.to_rgb: before it, 16 bits were cut off at 255
                 "decoders": [f"{name} {version(name)}" for name in ("pillow", "torchvision")],
             }
         )

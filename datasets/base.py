@@ -235,10 +235,14 @@ def size_problems(name: str, folder: Path, split: Split) -> list[str]:
     for part in SPLITS:
         expected = getattr(sizes, part)
         if expected is not None and found[part] != expected:
-            problems.append(f"{folder}: {found[part]:,} {part} images found, {expected:,} expected")
+            problems.append(
+                f"{folder}: {counted(found[part], f'{part} image')} found, {expected:,} expected"
+            )
     labels = {entry.label for entry in split.train or split.test}
     if len(labels) != sizes.classes:
-        problems.append(f"{folder}: {len(labels)} classes found, {sizes.classes} expected")
+        problems.append(
+            f"{folder}: {counted(len(labels), 'class')} found, {sizes.classes} expected"
+        )
     problems += label_problems(split)
     half = set(sorted(labels)[: (len(labels) + 1) // 2])
     base = sum(entry.label in half for entry in split.test)
@@ -280,7 +284,8 @@ def missing_files(images: Path, split: Split) -> list[str]:
         expected[folder] += 1
         found[folder] += name in here[folder]
     return [
-        f"{images / folder}: {found[folder]:,} images of the split found, {count:,} expected"
+        f"{images / folder}: {counted(found[folder], 'image')} of the split found, "
+        f"{count:,} expected"
         for folder, count in sorted(expected.items())
         if found[folder] < count
     ]

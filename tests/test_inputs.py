@@ -17,6 +17,7 @@ from datasets.decoding import look
 from inputs import SUFFIXES, decode, is_image, read_image, read_text
 from regions.dataset import RegionStoreError
 from regions.dataset import read_image as read_stored_image
+from regions.dump import list_images
 from trainers.images import ImageItems
 
 RAMP_HW = np.arange(64).reshape(8, 8)
@@ -178,6 +179,18 @@ BROKEN = {
     "empty.png": (lambda: b"", "in no format that Pillow knows"),
     "nan.tif": (not_finite, "pixels that are not finite"),
 }
+
+
+@pytest.mark.parametrize("name", ["bomb.png", "text.png"])
+def test_a_dump_lists_images_in_the_same_words(tmp_path, name):
+    (tmp_path / name).write_bytes(BROKEN[name][0]())
+    told = []
+    item = SimpleNamespace(impath=str(tmp_path / name), label=0)
+    for read in (lambda: list_images([item], tmp_path), lambda: read_image(tmp_path / name)):
+        with pytest.raises(ValueError) as refusal:
+            read()
+        told.append(str(refusal.value))
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("name", BROKEN)

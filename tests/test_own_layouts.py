@@ -14,6 +14,7 @@ from test_own_data import CLASSES, folders, load, paths, rows, table
 from datasets import decoding, prepare
 from datasets.decoding import check_images
 from datasets.own_files import read_csv, read_folder
+from words import counted
 
 # classnames.txt
 
@@ -460,3 +461,10 @@ def test_paths_of_a_listing_are_each_image_once(tmp_path):
     dataset = load(tmp_path)
     used = [*dataset.train_x, *dataset.val, *dataset.test]
     assert sorted(paths(used, own)) == [os.path.relpath(path, own) for path in listing.paths()]
+
+
+def test_one_of_a_thing_is_not_many(tmp_path):
+    folders(tmp_path, {"": 1})
+    assert "has 1 image, too few for an automatic split" in refused(tmp_path)
+    assert [counted(n, "class") for n in (0, 1, 2)] == ["0 classes", "1 class", "2 classes"]
+    assert [counted(n, "image") for n in (1, 1000)] == ["1 image", "1,000 images"]

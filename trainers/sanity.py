@@ -53,8 +53,7 @@ def report_own_data(trainer) -> OwnDataReport | None:
     teacher = _teacher_accuracy(trainer, images)
     warnings = _warnings(len(counts), accuracy, teacher)
     print(f'Own data: {len(counts)} classes, prompt "{template}"\n{_table(counts)}')
-    seen = counted(len(images), "training image")
-    print(f"Zero-shot accuracy of the student on {seen}: {accuracy:.1f} %")
+    print(f"Zero-shot accuracy of the student on {len(images)} training images: {accuracy:.1f} %")
     if teacher is not None:
         where = "on them" if trainer.store is None else "on the images of the store, over regions"
         print(f"Accuracy of the teacher ({trainer.teacher_name()}) {where}: {teacher:.1f} %")

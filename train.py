@@ -4,9 +4,9 @@ r"""Train or evaluate one run: flags -> config -> trainer.train() or .test() -> 
         --dataset-config-file configs/datasets/toy_shapes.yaml \
         --config-file configs/trainers/CoOp/toy.yaml DATASET.NUM_SHOTS 16
 
-Several seeds in one process, which hold one CLIP; seeds of a method that learns text prompts alone
-share the passes through the text tower. Each ends as its own run would: in DIR/seed1, DIR/seed2,
-..., or where {seed} stands in a folder's name or a KEY VALUE pair, in that place:
+Several seeds in one process, one after the other, which start once and hold one CLIP. Each ends as
+its own run would: in DIR/seed1, DIR/seed2, ..., or where {seed} stands in a folder's name or a KEY
+VALUE pair, in that place:
 
     python train.py --seeds 1 2 3 --output-dir output/fdbpl --trainer FDBPL ... \
         TRAINER.FDBPL.STORE stores/toy_shapes_seed{seed}
@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,7 +29,7 @@ import trainers  # noqa: F401  (and the trainers)
 from configs.cli import UsageError, add_family_flags, explain, is_told, run_script, setup_cfg
 from models.clip import shared_clips
 from regions.dump import dump_seconds
-from reporting.predictions import write_predictions
+from reporting.paired import write_predictions
 from reporting.results import RunResult, git_commit, library_versions, peak_rss_bytes
 from trained import describe_run
 from trainers.base import PromptTrainer
@@ -62,8 +60,6 @@ def run_seeds(args: argparse.Namespace) -> list[PromptTrainer]:
     Raises:
         ValueError: seeds failed; it says why.
     """
-    from trainers.together import run_together  # not for a single run
-
     if args.seed >= 0 or min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise UsageError(
             f"--seeds {' '.join(map(str, args.seeds))}: different numbers from 0 up, and no --seed "
@@ -71,16 +67,20 @@ def run_seeds(args: argparse.Namespace) -> list[PromptTrainer]:
         )
     if not args.output_dir:
         raise UsageError("--seeds needs --output-dir: results go to its folders seed1, seed2, ...")
-    works = [functools.partial(run, of_seed(args, seed)) for seed in args.seeds]
+    done, told, stdout, logs = [], [], sys.stdout, []
     with shared_clips():
-        done = run_together(works, [f"seed {seed}" for seed in args.seeds])
-    failed = {s: e for s, e in zip(args.seeds, done, strict=True) if isinstance(e, Exception)}
-    for error in failed.values():
-        if not is_told(error):
-            traceback.print_exception(type(error), error, error.__traceback__)
-    if failed:
-        told = [f"seed {seed}: {explain(error)}" for seed, error in failed.items()]
-        raise ValueError(f"{len(failed)} of {len(done)} seeds failed. {' '.join(told)}")
+        for seed in args.seeds:
+            logs.append(sys.stdout)  # upstream's log closes the console when nobody holds it
+            sys.stdout = stdout
+            try:
+                done.append(run(of_seed(args, seed)))  # which seeds every random generator
+            except Exception as error:
+                if not is_told(error):
+                    traceback.print_exc()
+                told.append(f"seed {seed}: {explain(error)}")
+                print(f"error: {told[-1]}")
+    if told:
+        raise ValueError(f"{len(told)} of {len(args.seeds)} seeds failed. {' '.join(told)}")
     return done
 
 
@@ -97,14 +97,8 @@ def of_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
     return own
 
 
-def run(
-    args: argparse.Namespace, join: Callable[[PromptTrainer], None] | None = None
-) -> PromptTrainer:
-    """One run.
-
-    Args:
-        join: takes the trainer before it works, where other seeds train in the same process.
-    """
+def run(args: argparse.Namespace) -> PromptTrainer:
+    """One run."""
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
@@ -115,8 +109,6 @@ def run(
 
     trainer = build_trainer(cfg)
     describe_run(cfg, trainer)
-    if join is not None:
-        join(trainer)
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()

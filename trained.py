@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
+from yacs.config import CfgNode
 
 import trainers  # noqa: F401  (importing registers them)
-from configs.defaults import extend_cfg
+from configs.defaults import as_of_today, extend_cfg
 from reporting.results import FILE_NAME, REPO, RunResult, write_text
 from trainers.base import PromptTrainer
 
@@ -65,7 +66,8 @@ def open_run(
     cfg = get_cfg_default()
     extend_cfg(cfg)
     try:
-        cfg.merge_from_file(str(folder / CONFIG_FILE))
+        with open(folder / CONFIG_FILE, encoding="utf-8") as file:
+            cfg.merge_from_other_cfg(as_of_today(CfgNode.load_cfg(file)))
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{folder / CONFIG_FILE} does not fit this version: {error.args[0]}. Use the commit in "

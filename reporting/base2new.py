@@ -18,7 +18,7 @@ from reporting.collect import (
     sizes_of,
     train_seconds,
 )
-from reporting.differences import Answers, Part, baseline_of, difference
+from reporting.paired import Answers, Part, baseline_of, difference
 from reporting.paths import PHASE_OF_SCOPE
 from reporting.results import FoundResult
 from reporting.tables import BASE, NEW, H, Row, Score, Table, aggregate, alike, harmonic_mean

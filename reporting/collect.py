@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from reporting.paths import SCOPE_OF_PHASE, TEACHERS, RunPlace, parse_run_dir
-from reporting.plan import PLACES
+from reporting.paths import PLACES, SCOPE_OF_PHASE, TEACHERS, RunPlace, parse_run_dir
 from reporting.results import FoundResult, RunResult, find_results
 
 # Options that differ between the parts of one row, or that only say where something lies.

@@ -18,7 +18,6 @@ from reporting.collect import (
     sizes_of,
     train_seconds,
 )
-from reporting.differences import Answers, Part, difference
 from reporting.methods import (
     CROSS,
     CROSS_TARGETS,
@@ -30,6 +29,7 @@ from reporting.methods import (
     is_domain,
     source_of,
 )
+from reporting.paired import Answers, Part, difference
 from reporting.paths import FEW_SHOT_TRAIN, XD_TEST, XD_TRAIN
 from reporting.results import RunResult
 from reporting.tables import AVERAGE, Row, Table, mean_or_none, mean_over, method_rank, spread

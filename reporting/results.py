@@ -189,11 +189,16 @@ def find_results(root: str | Path) -> tuple[list[FoundResult], list[ResultError]
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """As write_whole, in UTF-8."""
+    write_whole(path, text.encode())
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
     """Write beside, then rename: the file is whole or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     os.replace(partial, path)
 
 

@@ -13,13 +13,10 @@ from statistics import fmean, pstdev
 
 from tabulate import tabulate
 
-from reporting.predictions import Difference
+from reporting.methods import PLAIN
+from reporting.paired import Difference
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
-METHOD_ORDER = (
-    "ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC",
-    "PromptKD",
-)  # fmt: skip
 ABSENT = "—"
 BASE, NEW, H = "base", "new", "H"
 AVERAGE = "average"
@@ -166,7 +163,7 @@ def method_rank(row: Row) -> tuple:
     """Order of the rows of one data set: published, plain, distilled, FDBPL."""
     name = row.trainer.removesuffix("_KDPL").removesuffix("_FDBPL")
     distilled = 2 if row.trainer.endswith("FDBPL") else int(row.trainer.endswith("_KDPL"))
-    order = METHOD_ORDER.index(name) if name in METHOD_ORDER else len(METHOD_ORDER)
+    order = PLAIN.index(name) if name in PLAIN else len(PLAIN)
     ours = not row.published
     return (ours, row.backbone, row.transductive, distilled, order, row.trainer, row.config,
             row.knobs)  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reporting.paired import write_predictions
 from reporting.paths import PHASE_OF_SCOPE, run_dir
-from reporting.predictions import write_predictions
 from reporting.results import RunResult, now
 
 

@@ -275,6 +275,18 @@ def test_report_tells_counts_zero_shot_and_teacher_and_moves_no_random_number(fo
     assert report_own_data(returned["output/my_data/coop"]).teacher is None
 
 
+def test_report_encodes_an_image_once_for_all_runs_and_seeds(followed, monkeypatch):
+    trainer = followed[1]["output/my_data/fdbpl"]
+    first = report_own_data(trainer)
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.Image.open", lambda *_: pytest.fail("an image was opened"))
+        assert report_own_data(trainer) == first
+    monkeypatch.setattr(trainer, "cfg", trainer.cfg.clone())
+    trainer.cfg.defrost()
+    trainer.cfg.TEST.CACHE_FEATURES = False
+    assert report_own_data(trainer) == first  # from the images
+
+
 def test_report_agrees_with_the_zero_shot_trainer(followed, monkeypatch):
     trainer = followed[1]["output/my_data/zeroshot"]
     monkeypatch.setattr(trainer.dm.dataset, "_train_x", trainer.dm.dataset.test)

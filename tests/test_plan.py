@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fake_runs import finish, flag
 
+from protocols.plan import PlanError, Settings, check_datasets, plan, step_jobs
 from reporting.compare import compare
 from reporting.methods import (
     BASE2NEW,
@@ -26,7 +27,6 @@ from reporting.methods import (
     source_of,
 )
 from reporting.paths import SCOPE_OF_PHASE, parse_run_dir
-from reporting.plan import PlanError, Settings, check_datasets, plan, step_jobs
 from reporting.results import RunResult
 
 REPO = Path(__file__).resolve().parents[1]

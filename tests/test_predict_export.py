@@ -14,7 +14,7 @@ from safetensors import safe_open
 import export
 import predict
 import train
-from reporting.predictions import read_predictions
+from reporting.paired import read_predictions
 from trained import open_run
 
 REPO = Path(__file__).resolve().parents[1]

@@ -16,6 +16,11 @@ from fake_runs import answer, fake_result, write_run
 
 from reporting import compare as tables_of
 from reporting.base2new import compare
+from reporting.paired import (
+    read_predictions,
+    standard_error,
+    write_predictions,
+)
 from reporting.paths import (
     FEW_SHOT_TRAIN,
     SCOPE_OF_PHASE,
@@ -32,13 +37,7 @@ from reporting.plots import (
     base_new_h,
     draw_all,
     few_shot_curves,
-    region_grid,
     transfer_bars,
-)
-from reporting.predictions import (
-    read_predictions,
-    standard_error,
-    write_predictions,
 )
 from reporting.published import read_published
 from reporting.results import (
@@ -160,7 +159,7 @@ def test_versions_and_memory_are_plain_values():
 
 def test_reporting_does_not_load_torch():
     code = (
-        "import sys, reporting.compare, reporting.logs, reporting.plots, reporting.schedule;"
+        "import sys, reporting.compare, reporting.logs, reporting.plots, protocols.schedule;"
         "import run_protocol;"
         "print([m for m in ('torch', 'matplotlib', 'dassl', 'models') if m in sys.modules])"
     )
@@ -764,23 +763,6 @@ def test_bars_are_drawn_with_gaps_where_a_half_or_a_time_is_missing(tree):
     assert width > height > 300
     with pytest.raises(ValueError, match="no rows"):
         base_new_h([], tree / "none.png")
-
-
-def test_regions_are_drawn_in_order_of_weight(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
-    titles, captions = [], []
-    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
-    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text, **_: captions.append(text))
-    regions = np.zeros((3, 8, 8, 3), dtype=np.uint8)
-    words = dict(teacher_classes=["a_b", "c", "d"], teacher_probabilities=[0.5, 0.75, 0.25])
-    path = tmp_path / "regions.png"
-    region_grid(regions, [0.5, 0.9, 0.1], **words, path=path, classes=["x", "c", "d"], columns=2)
-    assert titles == ["w 0.90", "w 0.50", "w 0.10"]
-    assert captions == ["c\n0.75 ✓", "a b\n0.50 ✗", "d\n0.25 ✓"]
-    png_size(path)
-    with pytest.raises(ValueError, match="one entry per region"):
-        region_grid(regions, [0.5], **words, path=path)
 
 
 def test_pictures_of_every_protocol_as_png_and_pdf(tree, few_shot):

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 import run_protocol
+from protocols.plan import Settings, plan
+from protocols.schedule import Cluster, Local, execute
+from protocols.seeds import join_seeds
 from reporting.methods import BASE2NEW, METHODS
-from reporting.plan import Settings, plan
 from reporting.results import RunResult
-from reporting.schedule import Cluster, Local, execute
-from reporting.together import join_seeds
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -160,7 +160,7 @@ with run_protocol.stopped_like_ctrl_c():
 
 
 def test_time_left_follows_the_jobs_that_are_done(repo):
-    from reporting.schedule import _Clock
+    from protocols.schedule import _Clock
 
     (train, test, *_), clock = jobs_of(repo, "coop", seeds=(1, 2)), _Clock()
     assert clock.left([train], []) == ""

@@ -17,6 +17,7 @@ from models.prompted_clip import HandwrittenCLIP
 from models.teacher import Teacher, convert_pixels
 from models.templates import template_for
 from regions.dump import stored_teacher_accuracy
+from trainers.feature_cache import with_kept_features
 from words import counted
 
 MAX_IMAGES = 2000  # training images that the accuracies are measured on, evenly picked
@@ -49,7 +50,7 @@ def report_own_data(trainer) -> OwnDataReport | None:
     def zero_shot(batch: Tensor) -> Tensor:
         return student.logits(student.image_features(batch), text_CD)
 
-    accuracy = _accuracy(trainer, images, zero_shot)
+    accuracy = _accuracy(trainer, images, zero_shot, kept=True)
     teacher = _teacher_accuracy(trainer, images)
     warnings = _warnings(len(counts), accuracy, teacher)
     print(f'Own data: {len(counts)} classes, prompt "{template}"\n{_table(counts)}')
@@ -88,8 +89,14 @@ def _table(counts: Sequence[tuple[str, int, int, int]]) -> str:
 
 
 @torch.no_grad()
-def _accuracy(trainer, images: list, logits_of: Callable[[Tensor], Tensor]) -> float:
-    """Top-1 in percent of images as the test loader prepares them."""
+def _accuracy(
+    trainer, images: list, logits_of: Callable[[Tensor], Tensor], kept: bool = False
+) -> float:
+    """Top-1 in percent of images as the test loader prepares them.
+
+    Args:
+        kept: the student's features may stand for images, computed once for all runs and seeds.
+    """
     tested = trainer.test_loader
     wrapped = type(tested.dataset)(trainer.cfg, images, transform=tested.dataset.transform)
     loader = DataLoader(
@@ -99,7 +106,7 @@ def _accuracy(trainer, images: list, logits_of: Callable[[Tensor], Tensor]) -> f
         generator=torch.Generator(),  # else the loader takes a number of the run's
     )
     right = 0
-    for batch in loader:
+    for batch in with_kept_features(trainer.model, trainer.cfg, loader) if kept else loader:
         guessed_B = logits_of(batch["img"].to(trainer.device)).argmax(dim=-1)
         right += int((guessed_B.cpu() == batch["label"]).sum())
     return 100 * right / len(images)

@@ -19,9 +19,9 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from reporting.plan import REFUSE, RUN, SKIP, Job
+from protocols.plan import REFUSE, RUN, SKIP, Job
+from protocols.seeds import SeedsJob
 from reporting.results import FILE_NAME, ResultError
-from reporting.together import SeedsJob
 
 AnyJob = Job | SeedsJob
 SHOWN_LINES = 15  # of the log of a failed job

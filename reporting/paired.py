@@ -1,4 +1,6 @@
-"""What each run answered for each test image, kept beside its results; and paired differences.
+"""Paired differences: a method and a baseline on the same seeds and the same test images.
+
+What each run answered for each test image is kept beside its results, and makes the standard error.
 
 predictions.npz holds three arrays: `images` (32 bytes, sha256 of the sorted image paths), `labels`
 and `predictions` (whole numbers, in the order of the sorted paths). Two runs with equal `images`
@@ -8,14 +10,16 @@ and `labels` can be compared image by image. Letters: S seeds, I images.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from reporting.results import ResultError
+from reporting.collect import Key
+from reporting.results import ResultError, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,16 +73,14 @@ def write_predictions(
     largest = max(max(labels), max(predictions))
     kind = np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.uint32
     path = Path(folder, FILE_NAME)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            images=np.frombuffer(digest.digest(), dtype=np.uint8),
-            labels=np.asarray(labels, dtype=kind)[order],
-            predictions=np.asarray(predictions, dtype=kind)[order],
-        )
-    os.replace(partial, path)
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        images=np.frombuffer(digest.digest(), dtype=np.uint8),
+        labels=np.asarray(labels, dtype=kind)[order],
+        predictions=np.asarray(predictions, dtype=kind)[order],
+    )
+    write_whole(path, content.getvalue())
     return path
 
 
@@ -136,3 +138,70 @@ def standard_error(parts: Sequence[np.ndarray]) -> float:
         freedom = (part.shape[0] - 1) * (part.shape[1] - 1)
         rest += (left**2).sum() / freedom / part.size
     return math.sqrt(max(images + seeds - rest, images, seeds))
+
+
+# --- of rows of a table
+
+
+class Part(NamedTuple):
+    """One test set's share: folders of both sides' runs, one per seed, and their weights."""
+
+    weight: float
+    folders: Sequence[Path]
+    other_weight: float
+    other_folders: Sequence[Path]
+
+
+class Answers:
+    """Predictions of runs, each read once."""
+
+    def __init__(self):
+        self._read: dict[Path, Predictions] = {}
+
+    def of(self, folder: Path) -> Predictions:
+        if folder not in self._read:
+            self._read[folder] = read_predictions(folder)
+        return self._read[folder]
+
+
+def baseline_of(key: Key, keys: Iterable[Key], baseline: str) -> Key | None:
+    """The baseline's runs that a row is compared with: same data, shots and student.
+
+    Of several recipes the one of the same name, else the first; without knobs if there is one.
+    """
+    same = [
+        other
+        for other in keys
+        if other.trainer == baseline
+        and (other.dataset, other.shots, other.backbone) == (key.dataset, key.shots, key.backbone)
+    ]
+    return min(
+        same, key=lambda k: (k.knobs != (), k.knobs, k.config != key.config, k.config), default=None
+    )
+
+
+def difference(mean: float, parts: Sequence[Part], answers: Answers) -> tuple[Difference, str]:
+    """`mean` with its standard error from the kept predictions; and why there is none.
+
+    Letters: S seeds, I images.
+    """
+    import numpy as np
+
+    count = len(parts[0].folders)
+    values_SI = []
+    try:
+        for part in parts:
+            own = [answers.of(folder) for folder in part.folders]
+            other = [answers.of(folder) for folder in part.other_folders]
+            for each, folder in zip([*own, *other], [*part.folders, *part.other_folders],
+                                    strict=True):  # fmt: skip
+                if not each.same_images(own[0]):
+                    raise ResultError(f"{folder} was tested on other images than {part.folders[0]}")
+            if len(own[0].labels_I) < 2:
+                raise ResultError(f"{part.folders[0]} has one test image only")
+            own_SI = 100 * np.array([each.correct_I for each in own], dtype=float)
+            other_SI = 100 * np.array([each.correct_I for each in other], dtype=float)
+            values_SI.append(part.weight * own_SI - part.other_weight * other_SI)
+    except ResultError as error:
+        return Difference(mean, None, count), f"no standard error: {error}"
+    return Difference(mean, standard_error(values_SI), count), ""

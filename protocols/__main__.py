@@ -1,6 +1,6 @@
 """One step of one method: what scripts/run.sh hands over, as it describes it.
 
-python -m reporting [/FOLDER/OF/THE/CALLER] run METHOD STEP DATASET SEED [KEY VALUE ...]
+python -m protocols [/FOLDER/OF/THE/CALLER] run METHOD STEP DATASET SEED [KEY VALUE ...]
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from protocols.plan import REFUSE, SKIP, STEPS, Job, PlanError, Settings, step_jobs
 from reporting.methods import BASE2NEW, find_method
-from reporting.plan import REFUSE, SKIP, STEPS, Job, PlanError, Settings, step_jobs
 from reporting.results import REPO, ResultError
 
 REFUSED = 2
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     caller = Path(words.pop(0)) if words and words[0].startswith("/") else Path.cwd()
     try:
         if words[:1] != ["run"]:
-            raise PlanError("python -m reporting run METHOD STEP DATASET SEED [KEY VALUE ...]")
+            raise PlanError("python -m protocols run METHOD STEP DATASET SEED [KEY VALUE ...]")
         return run_step(words[1:], caller)
     except ValueError as error:  # of a plan, a method's name, or a result
         print(f"scripts/run.sh: {error}", file=sys.stderr)
@@ -107,8 +107,8 @@ def run_jobs(jobs: Sequence[Job], always: bool) -> int:
             command = [python(), *job.command()]
         except ResultError:
             raise PlanError(
-                f"nothing to test yet: bash scripts/{job.method.folder}/"
-                f"{'base2new' if job.protocol == BASE2NEW else 'xd'}_train.sh "
+                f"nothing to test yet: bash scripts/run.sh {job.method.folder} "
+                f"{'base2new' if job.protocol == BASE2NEW else 'xd'}_train "
                 f"{job.needs[0].dataset} {job.seed}"
             ) from None
         if os.environ.get("DRY_RUN"):

@@ -24,6 +24,7 @@ from reporting.methods import (
 )
 from reporting.paths import (
     FEW_SHOT_TRAIN,
+    PLACES,
     SCOPE_OF_PHASE,
     TEACHERS,
     TEST_NEW,
@@ -37,8 +38,6 @@ from reporting.paths import (
 from reporting.results import FILE_NAME, REPO, ResultError, RunResult
 
 RUN, SKIP, REFUSE = "run", "skip", "refuse"
-# Where things lie does not change what a run is.
-PLACES = ("TRAINER.FDBPL.STORE", "TRAINER.PROMPTKD.TEACHER_DIR", "OUTPUT_DIR", "DATASET.ROOT")
 DECIDED = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
 STEPS = {  # METHOD's scripts, and what scripts/run.sh takes
     "base2new_dump": (BASE2NEW, "dump"),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from protocols.plan import REFUSE, RUN, SKIP, Job
 from reporting.methods import Method
-from reporting.plan import REFUSE, RUN, SKIP, Job
 from reporting.results import ResultError
 
 

@@ -78,7 +78,7 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
 def in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
     """All weights but those of OpenAI's LayerNorm, which computes in float32 and wants them so."""
     for module in model.bfloat16().modules():
-        if isinstance(module, openai_clip.model.LayerNorm):
+        if isinstance(module, clip.model.LayerNorm):
             module.float()
     return model
 

@@ -1,1 +1,1 @@
-"""Protocols: which runs they are made of, in which order, and how they are started."""
+"""Starting runs: what a protocol consists of, in which order."""

@@ -11,6 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from protocols.planned import planned_identity
+from reporting.identity import (
+    Identity,
+    differences,
+    holds_run,
+    options_identity,
+    refusal,
+    require_same,
+)
 from reporting.methods import (
     BASE2NEW,
     CROSS,
@@ -24,7 +33,6 @@ from reporting.methods import (
 )
 from reporting.paths import (
     FEW_SHOT_TRAIN,
-    PLACES,
     SCOPE_OF_PHASE,
     TEACHERS,
     TEST_NEW,
@@ -123,13 +131,20 @@ class Job:
         """RUN it, SKIP it, or REFUSE to overwrite something else; and why.
 
         A crashed run has no results.json and is run again (the trainer resumes by itself). A
-        finished run of the same kind is skipped; one with other options is not overwritten. An
-        evaluation older than its training is repeated.
+        finished run of the same identity is skipped; another, finished or interrupted, is neither
+        overwritten nor continued. An evaluation older than its training is repeated.
         """
         if self.kind == "dump":
             done = is_dumped(self.root / self.folder)
             return (SKIP, f"{self.folder} is dumped; skipped.") if done else (RUN, "")
         return _decide(self)
+
+    def identity(self) -> Identity:
+        """What its run would be, as far as it is known before it runs; see planned_identity."""
+        words, epoch = [*self.flags, *self.opts], None
+        if self.trained is not None and (self.root / self.trained / FILE_NAME).exists():
+            epoch = RunResult.read(self.root / self.trained).epochs
+        return planned_identity(words, self.root, self.trained, epoch)
 
     def is_finished(self) -> bool:
         """Whether what the job writes last is there."""
@@ -151,16 +166,53 @@ def is_dumped(store: Path) -> bool:
 
 def _decide(job: Job) -> tuple[str, str]:
     folder, path = job.folder, job.root / job.folder / FILE_NAME
-    if not path.exists():
+    if not holds_run(path.parent):
         return RUN, ""
     try:
-        result = RunResult.read(path)
+        result = RunResult.read(path) if path.exists() else None
     except ResultError as error:
         return RUN, f"{error} It is repeated now."
+    training = None if job.trained is None else job.root / job.trained
+    if result and training and not (training / FILE_NAME).exists():
+        return RUN, f"{folder} is older than {job.trained}; it is repeated now."
+    if result is not None and result.identity is None:
+        refused = _older_kind(folder, job, result)
+    else:
+        refused = _other_run(job, result)
+    if refused:
+        return REFUSE, refused
+    if result is None:
+        return RUN, ""
+    if training and RunResult.read(training).finished > result.finished:
+        return RUN, f"{folder} is older than {job.trained}; it is repeated now."
+    return SKIP, (
+        f"{folder} is finished ({result.accuracy:.2f} % on {result.finished}, commit "
+        f"{str(result.commit)[:12]}); skipped. Delete the folder to repeat it."
+    )
+
+
+WAYS_OUT = "Set another OUT, or delete the folder."
+
+
+def _other_run(job: Job, result: RunResult | None) -> str:
+    """How the run in the job's folder is another one; "" where it is the same."""
+    try:
+        here = job.identity()
+        if result is None:
+            require_same(job.root / job.folder, here, WAYS_OUT)
+        elif found := differences(result.identity, here):
+            return refusal(job.folder, found, WAYS_OUT)
+    except ValueError as error:  # of an identity, or of the config files of now
+        return str(error)
+    return ""
+
+
+def _older_kind(folder: Path, job: Job, result: RunResult) -> str:
+    """The same of a run that has no identity, by its flags and options."""
     place = parse_run_dir(folder)
     assert place is not None, folder
     stems = [Path(file).stem for file in result.config_files]
-    wanted, found = _options(job.opts), _options(result.opts)
+    wanted, found = options_identity(job.opts), options_identity(result.opts)
     checks = {
         "trainer": (result.trainer, place.trainer),
         "scope": (result.scope, SCOPE_OF_PHASE[place.phase]),
@@ -171,25 +223,11 @@ def _decide(job: Job) -> tuple[str, str]:
     }
     for name, (there, here) in checks.items():
         if there != here:
-            return REFUSE, (
-                f"{folder} holds a finished run of another kind: {name} is {there!r} there and "
-                f"{here!r} now. Set another OUT, or delete the folder."
+            return (
+                f"{folder} holds another run: {name} is {there!r} there and {here!r} now. "
+                f"{WAYS_OUT}"
             )
-    if job.trained is not None:
-        training = job.root / job.trained
-        if not (training / FILE_NAME).exists() or (
-            RunResult.read(training).finished > result.finished
-        ):
-            return RUN, f"{folder} is older than {job.trained}; it is repeated now."
-    return SKIP, (
-        f"{folder} is finished ({result.accuracy:.2f} % on {result.finished}, commit "
-        f"{str(result.commit)[:12]}); skipped. Delete the folder to repeat it."
-    )
-
-
-def _options(opts: Sequence[object]) -> dict[str, str]:
-    pairs = zip(opts[::2], opts[1::2], strict=True)
-    return {str(key): str(value) for key, value in pairs if key not in PLACES}
+    return ""
 
 
 # --- planning

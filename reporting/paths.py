@@ -22,8 +22,6 @@ TRAIN_BASE, TEST_NEW = "base2new/train_base", "base2new/test_new"
 XD_TRAIN, XD_TEST = "xd/train", "xd/test"
 FEW_SHOT_TRAIN = "few_shot/train"
 TEACHERS = "teachers"
-# Keys that say where things lie: they do not change what a run is.
-PLACES = ("TRAINER.FDBPL.STORE", "TRAINER.PROMPTKD.TEACHER_DIR", "OUTPUT_DIR", "DATASET.ROOT")
 PHASE_OF_SCOPE = {"base": TRAIN_BASE, "new": TEST_NEW}
 SCOPE_OF_PHASE = {
     TRAIN_BASE: "base",

@@ -4,9 +4,9 @@ r"""The demo: methods base-to-new on the toy world, a table, a picture and a pag
     make demo-all      or   python scripts/demo.py --all: every method and host
 
 Draws the toy images on first use, dumps the teacher's logits, and trains and tests each method on
-each seed, as many runs at a time as there are CPU cores. All of it lies under output/demo (or
-output/demo_all). The runs are those of run_protocol.py; here they share a few long-lived processes,
-which saves their start-up.
+each seed, as many runs at a time as there are CPU cores. All of it lies under demo/shown (or
+demo/all), apart from the runs in output/. The runs are those of run_protocol.py; here they share a
+few long-lived processes, which saves their start-up.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from protocols.plan import Job, Settings, plan  # noqa: E402
+from protocols.plan import Job, Settings, plan  # noqa: E402  (the repository is not a package)
 from protocols.schedule import execute  # noqa: E402
-from reporting.base2new import compare  # noqa: E402  (the repository is not a package)
+from reporting.compare import compare  # noqa: E402
 from reporting.methods import BASE2NEW, METHODS, find_method  # noqa: E402
 from reporting.paths import store_dir  # noqa: E402
 from reporting.plots import base_new_h  # noqa: E402
@@ -55,10 +55,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time")
-    parser.add_argument("--out", type=Path, help="default output/demo, or output/demo_all")
+    parser.add_argument("--out", type=Path, help="default demo/shown, or demo/all")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for every run, after --")
     args = parser.parse_args(argv)
-    args.out = (args.out or REPO / "output" / ("demo_all" if args.all else "demo")).absolute()
+    args.out = (args.out or REPO / "demo" / ("all" if args.all else "shown")).absolute()
     return args
 
 
@@ -239,7 +239,7 @@ def prepare_data(command: list[str]) -> tuple[str, float]:
 
 
 def report(args: argparse.Namespace) -> None:
-    table = compare(args.out, datasets=[args.dataset], shots=[args.shots])
+    table = compare(BASE2NEW, args.out, datasets=[args.dataset], shots=[args.shots])
     write_text(args.out / "table.md", render(table, "markdown"))
     print("\n" + render(table, "text"))
     if table.rows:

@@ -45,6 +45,7 @@ class PromptTrainer(TrainerX):
         self.seconds: dict[str, float | None] = {"setup": None, "train": None, "test": None}
         self.store = None  # the region store of a training run that reads one
         self.scaler = None  # gradient scaler; only amp has one
+        self.loaded: tuple[Path, int | None] | None = None  # checkpoint of load_model, its epoch
         self._start = time.perf_counter()
         super().__init__(cfg)
 
@@ -80,6 +81,10 @@ class PromptTrainer(TrainerX):
     def taught_classnames(self) -> list[str]:
         """Names of the classes that training tells apart."""
         return self.dm.dataset.classnames
+
+    def training_images(self) -> Sequence:
+        """The images that training sees, as the data set lists them."""
+        return self.dm.dataset.train_x
 
     def teacher_name(self) -> str | None:
         """The teacher that this run learns from, for its results."""
@@ -312,6 +317,7 @@ class PromptTrainer(TrainerX):
         epoch = checkpoint.get("epoch")
         print(f'Loading weights to {self.MODEL_NAME} from "{path}" (epoch = {epoch})')
         load_prompts(self._models[self.MODEL_NAME], checkpoint["state_dict"], path)
+        self.loaded = path, epoch
 
     def save_model(self, epoch: int, directory: str, *args, **keys) -> None:
         """Dassl's checkpoints, and the prompts beside them as safetensors."""

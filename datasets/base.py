@@ -25,8 +25,9 @@ from datasets.fewshot import (
     subsample_classes,
 )
 from datasets.sizes import SIZES
+from words import counted
 
-SHOWN = 8  # problems a message lists; the others are counted
+SHOWN = 10  # problems a message lists; the others are counted
 
 
 def data_root(cfg) -> Path:
@@ -106,6 +107,14 @@ class CheckedDataset(DatasetBase):
             cfg.DATASET.SUBSAMPLE_CLASSES,
             *(datums(images, part) for part in (train, val, split.test)),
         )
+        scope, left = cfg.DATASET.SUBSAMPLE_CLASSES, len({item.label for item in train})
+        if left < 2 or not test:
+            whole = len({entry.label for entry in split.train or split.test})
+            raise ValueError(
+                f"{name}: DATASET.SUBSAMPLE_CLASSES {scope} leaves {counted(left, 'class')} of "
+                f"{whole} and {counted(len(test), 'test image')} in {images}. It takes 2 classes "
+                "to tell apart, so 4 for base and new, and images to test on."
+            )
         super().__init__(train_x=train, val=val or None, test=test)
         if self.num_classes != len(self.classnames):  # Dassl counts them in two ways
             raise ValueError(
@@ -222,16 +231,18 @@ def datums(images: Path, entries: Iterable[Entry]) -> list[Datum]:
 def size_problems(name: str, folder: Path, split: Split) -> list[str]:
     """Differences from the counts of SIZES, and labels that are no 0, 1, ..., C - 1."""
     sizes, problems = SIZES[name], []
-    counted = {part: len(getattr(split, part)) for part in SPLITS}
+    found = {part: len(getattr(split, part)) for part in SPLITS}
     for part in SPLITS:
         expected = getattr(sizes, part)
-        if expected is not None and counted[part] != expected:
+        if expected is not None and found[part] != expected:
             problems.append(
-                f"{folder}: {counted[part]:,} {part} images found, {expected:,} expected"
+                f"{folder}: {counted(found[part], f'{part} image')} found, {expected:,} expected"
             )
     labels = {entry.label for entry in split.train or split.test}
     if len(labels) != sizes.classes:
-        problems.append(f"{folder}: {len(labels)} classes found, {sizes.classes} expected")
+        problems.append(
+            f"{folder}: {counted(len(labels), 'class')} found, {sizes.classes} expected"
+        )
     problems += label_problems(split)
     half = set(sorted(labels)[: (len(labels) + 1) // 2])
     base = sum(entry.label in half for entry in split.test)
@@ -273,7 +284,8 @@ def missing_files(images: Path, split: Split) -> list[str]:
         expected[folder] += 1
         found[folder] += name in here[folder]
     return [
-        f"{images / folder}: {found[folder]:,} images of the split found, {count:,} expected"
+        f"{images / folder}: {counted(found[folder], 'image')} of the split found, "
+        f"{count:,} expected"
         for folder, count in sorted(expected.items())
         if found[folder] < count
     ]

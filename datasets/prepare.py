@@ -3,10 +3,13 @@ r"""Get the data sets, lay out their folders and check them.
     python -m datasets.prepare eurosat dtd --root $DATA       # or: all
     python -m datasets.prepare all --root $DATA --verify      # only look at what is there
     python -m datasets.prepare eurosat --root $DATA --verify --decode
+    python -m datasets.prepare photos/my_data photos/list.csv --verify --decode
 
 Names are those of configs/datasets (dtd), of the folders (caltech-101) or of the registry
-(DescribableTextures). Called again, it continues: nothing is downloaded or unpacked twice. Where a
-file cannot be had, what to do by hand is printed. docs/DATASETS.md tells about each data set.
+(DescribableTextures). A path with a slash, or of a .csv file, is own data (docs/OWN_DATA.md): they
+are checked, nothing else. Called again, it continues: nothing is downloaded or unpacked twice.
+Where a file cannot be had, what to do by hand is printed. docs/DATASETS.md tells about each data
+set.
 """
 
 from __future__ import annotations
@@ -18,21 +21,20 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
-from PIL import Image
 from tabulate import tabulate
-from tqdm import tqdm
 
 from configs.cli import UsageError, run_script
 from datasets import imagenet_files
 from datasets.base import FamilyDataset
+from datasets.decoding import Checked, check_images
 from datasets.download import DownloadError, fetch, fetch_member
 from datasets.fewshot import SPLITS
-from datasets.sizes import SIZES
+from datasets.own_files import read_own
+from datasets.sizes import SIZES, Sizes
 from datasets.sources import MIRROR, SOURCES, Part, Source
 from datasets.unpack import UnpackError, unpack
 
@@ -59,11 +61,14 @@ SMALL = (".json", ".txt")  # split files and lists, beside the images
 def main(argv: list[str] | None = None) -> bool:
     """Do what the flags say; True when every data set is complete."""
     args = parse_args(argv)
-    names = registry_names(args.names)
+    own = [name for name in args.names if is_path(name)]
+    names = registry_names([name for name in args.names if name not in own])
+    if names and not args.root:
+        raise UsageError("--root is needed: the folder that holds the data sets.")
     root = Path(args.root).expanduser().absolute()
     if args.verify and not root.is_dir():
         raise UsageError(f"--root {root} is no folder.")
-    reports = []
+    reports = [verify_own(path, args.decode) for path in own]
     for name in names:
         by_hand = [] if args.verify else prepare(name, root, args.delete_archives)
         report = verify(name, root, args.decode)
@@ -88,13 +93,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, or {', '.join(STEMS)}")
-    parser.add_argument("--root", required=True, help="folder that holds the data sets")
+    parser.add_argument("--root", default="", help="folder that holds the data sets")
     parser.add_argument("--verify", action="store_true", help="download nothing, only check")
     parser.add_argument("--decode", action="store_true", help="also decode every image")
     parser.add_argument(
         "--delete-archives", action="store_true", help="remove archives once they are unpacked"
     )
     return parser.parse_args(argv)
+
+
+def is_path(name: str) -> bool:
+    """Whether a word is the folder or table of own data and no name of a data set."""
+    return "/" in name or os.sep in name or name.lower().endswith((".csv", ".tsv"))
 
 
 def registry_names(given: Iterable[str]) -> list[str]:
@@ -277,7 +287,8 @@ def verify(name: str, root: Path, decode: bool = False) -> Report:
     report.problems = problems
     if decode:
         paths = sorted({entry.path for part in split for entry in part})
-        report.problems += broken_images([folder / cls.image_dir / path for path in paths], name)
+        images = folder / cls.image_dir
+        report.problems += broken(check_images([os.path.join(images, path) for path in paths]))
     if report.problems:
         report.verdict = "incomplete"
         report.next_step = f"remove what is incomplete in {folder}, then {again}"
@@ -289,26 +300,32 @@ def verify(name: str, root: Path, decode: bool = False) -> Report:
     return report
 
 
-def broken_images(paths: list[Path], name: str) -> list[str]:
+def verify_own(place: str, decode: bool = False) -> Report:
+    """What ImageFolder or CSV would make of a folder or table, and maybe of its images."""
+    report = Report(place, next_step="correct what is listed below")
+    try:
+        listing = read_own(place)
+    except (ValueError, OSError) as error:
+        report.problems = [" ".join(str(error).split())]
+        return report
+    report.classes = len({entry.label for part in listing.split for entry in part})
+    report.counts = {part: len(getattr(listing.split, part)) for part in SPLITS}
+    report.problems = list(listing.problems)
+    notes = list(listing.notes)
+    if decode:
+        checked = check_images(listing.paths())
+        report.problems += broken(checked)
+        notes += checked.notes()
+    report.verdict = "incomplete" if report.problems else "complete"
+    if report.complete:
+        report.next_step = "-"
+    print("".join(f"{place}: {note}.\n" for note in notes), end="")
+    return report
+
+
+def broken(checked: Checked) -> list[str]:
     """Images that cannot be decoded to the last pixel, with the reason."""
-
-    def reason(path: Path) -> str:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except FileNotFoundError:
-            return ""  # told as missing already
-        except Exception as error:  # Pillow raises many kinds for broken files
-            return f"{path}: broken ({' '.join(str(error).split())}); fetch it again"
-        return ""
-
-    told = []
-    bar = tqdm(total=len(paths), desc=f"Decoding {name}", unit="img", disable=None)
-    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(paths), 1000):  # not a million tasks at once
-            told += [text for text in pool.map(reason, paths[first : first + 1000]) if text]
-            bar.update(len(paths[first : first + 1000]))
-    return told
+    return [f"{path}: broken ({why}); fetch it again" for path, why in checked.broken.items()]
 
 
 def table(reports: list[Report]) -> str:
@@ -323,7 +340,7 @@ def table(reports: list[Report]) -> str:
 
     rows = []
     for report in reports:
-        sizes = SIZES[report.name]
+        sizes = SIZES.get(report.name, Sizes(report.classes, None, None, None))
         counts = [cell(report.counts.get(part), getattr(sizes, part)) for part in SPLITS]
         if report.name == "ImageNet" and report.counts:
             counts[1] = "= test"

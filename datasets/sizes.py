@@ -11,7 +11,7 @@ class Sizes(NamedTuple):
     classes: int
     train: int | None
     val: int | None
-    test: int
+    test: int | None
     test_base: int | None = None  # test images of the first ceil(classes / 2) labels
 
 

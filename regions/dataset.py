@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import inputs
 from regions.boxes import cut_all
 from regions.store import RegionRows, RegionStore, RegionStoreError
 from regions.store.spec import relative_path
@@ -28,13 +29,8 @@ def reading(path: str) -> Iterator[None]:
     """Turn whatever goes wrong with an image file into one RegionStoreError that names it."""
     try:
         yield
-    except FileNotFoundError:
-        raise RegionStoreError(f"image {path} is missing. Check --root.") from None
     except Exception as error:  # decoders raise whatever they like
-        raise RegionStoreError(
-            f"image {path} cannot be read ({error}). "
-            "Fetch it again, or take it out of the data set."
-        ) from None
+        raise RegionStoreError(inputs.unreadable(path, error)) from None
 
 
 def read_image(path: str, height: int, width: int) -> Image.Image:
@@ -43,8 +39,8 @@ def read_image(path: str, height: int, width: int) -> Image.Image:
     Raises:
         RegionStoreError: the file is missing, unreadable, or of another size.
     """
-    with reading(path), Image.open(path) as file:
-        image = file.convert("RGB")
+    with reading(path), open(path, "rb") as file:
+        image = inputs.decode(file)
     if image.size != (width, height):
         raise RegionStoreError(
             f"image {path} is {image.height} x {image.width} pixels, but its regions were drawn at "

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from toy_runs import flags, options, run
 
 import dump_teacher_logits
+from inputs import image_id
 from regions.dataset import RegionDataset
 from regions.features import (
     Features,
@@ -28,7 +29,6 @@ from regions.features import (
 from regions.loader import RegionSampler, as_it_is, collate_regions
 from regions.store import RegionStore, RegionStoreError
 from trainers import feature_cache
-from trainers.feature_cache import image_id
 
 WIDTH = 8
 

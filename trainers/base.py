@@ -27,6 +27,7 @@ from models.templates import template_for
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
 from trainers.evaluation import Evaluation
 from trainers.feature_cache import with_kept_features
+from trainers.images import data_manager
 from trainers.sanity import report_own_data
 
 
@@ -122,6 +123,13 @@ class PromptTrainer(TrainerX):
             raise ValueError(
                 f"TRAINER.{self.PROMPT}.PREC is {precision!r}; choose one of {PRECISIONS}."
             )
+
+    def build_data_loader(self) -> None:
+        self.dm = data_manager(self.cfg)
+        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+            setattr(self, name, getattr(self.dm, name))
+        for name in ("num_classes", "num_source_domains", "lab2cname"):
+            setattr(self, name, getattr(self.dm, name))
 
     def build_model(self) -> None:
         cfg = self.cfg

@@ -5,8 +5,6 @@ Letters: N images, B images of a batch, D feature width.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -18,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from inputs import image_id
 from models.prompted_clip import FrozenCLIP
 from regions.dataset import RegionDataset, regions_per_pass
 from regions.features import Features, Found, Student, complete, feature_key, student_features
@@ -80,6 +79,7 @@ class FeatureBatches:
                 "transform": repr(loader.dataset.transform),
                 "mean": [float(value) for value in cfg.INPUT.PIXEL_MEAN],
                 "std": [float(value) for value in cfg.INPUT.PIXEL_STD],
+                "reader": 2,  # of inputs.to_rgb: before it, 16 bits were cut off at 255
                 "decoders": [f"{name} {version(name)}" for name in ("pillow", "torchvision")],
             }
         )
@@ -130,14 +130,3 @@ class FeatureBatches:
             return torch.cat(parts).float().numpy()[order]
 
         return complete(self.path, ids, (clip.feature_width,), compute)
-
-
-def image_id(path: str) -> int:
-    """64 bits of an image's path, size, and times of change; another id is another image.
-
-    The inode's time counts as well: no program can write a file and leave that as it was.
-    """
-    file = os.stat(path)
-    text = f"{os.path.abspath(path)}\n{file.st_size}\n{file.st_mtime_ns}\n{file.st_ctime_ns}"
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "little")

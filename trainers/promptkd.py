@@ -19,6 +19,7 @@ from models.teacher import convert_pixels
 from models.vision import VisionEncoder
 from trainers.base import PromptTrainer
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, translate
+from trainers.images import data_manager
 
 TEACHER_MODEL_NAME = "VLPromptLearner"  # PromptSRC's folder for its prompts
 
@@ -94,7 +95,7 @@ class PromptKD(PromptTrainer):
     @functools.cached_property
     def everything(self) -> DataManager:
         """All training images of all classes."""
-        return DataManager(_all_images(self.cfg))
+        return data_manager(_all_images(self.cfg))
 
     def training_images(self) -> Sequence:
         return self.everything.dataset.train_x if self.transductive else super().training_images()

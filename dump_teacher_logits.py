@@ -21,6 +21,10 @@ Images of tar files or folders, too many for a list, are dumped without a data s
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, run_script
+
+# isort: split
 import argparse
 import os
 import shutil
@@ -36,7 +40,7 @@ from dassl.utils import set_random_seed
 from torch import Tensor
 
 import datasets  # noqa: F401  registers the data sets
-from configs.cli import UsageError, add_family_flags, run_script, setup_cfg
+from configs.cli import add_family_flags, setup_cfg
 from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
@@ -362,7 +366,7 @@ def split_seeds(args: argparse.Namespace) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    """The script as a function; see configs.cli.run_script for the exit code."""
+    """The script as a function; see entry.run_script for the exit code."""
     args = parse_args(argv)
     return run_script(lambda: main(args))
 

@@ -14,6 +14,10 @@ share the passes through the text tower. Each ends as its own run would: in DIR/
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, explain, is_told, run_script
+
+# isort: split
 import argparse
 import copy
 import functools
@@ -23,18 +27,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from dassl.engine import build_trainer
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed, setup_logger
 
 import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
-from configs.cli import UsageError, add_family_flags, explain, is_told, run_script, setup_cfg
+from configs.cli import add_family_flags, setup_cfg
 from models.clip import shared_clips
 from regions.dump import dump_seconds
 from reporting.predictions import write_predictions
 from reporting.results import RunResult, git_commit, library_versions, peak_rss_bytes
 from trained import describe_run
 from trainers.base import PromptTrainer
+from wording import counted, unknown
+
+DATASET_FLAG = "DATASET.NAME, of --dataset-config-file configs/datasets/<data set>.yaml,"
 
 
 def main(argv: list[str] | None = None) -> PromptTrainer | list[PromptTrainer]:
@@ -80,7 +88,8 @@ def run_seeds(args: argparse.Namespace) -> list[PromptTrainer]:
             traceback.print_exception(type(error), error, error.__traceback__)
     if failed:
         told = [f"seed {seed}: {explain(error)}" for seed, error in failed.items()]
-        raise ValueError(f"{len(failed)} of {len(done)} seeds failed. {' '.join(told)}")
+        of = counted(len(done), "seed")
+        raise ValueError(f"{len(failed)} of {of} failed. {' '.join(told)}")
     return done
 
 
@@ -106,6 +115,7 @@ def run(
         join: takes the trainer before it works, where other seeds train in the same process.
     """
     cfg = setup_cfg(args)
+    require_names(cfg)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -128,6 +138,20 @@ def run(
         path = result_of(args, cfg, trainer).write(cfg.OUTPUT_DIR)
         print(f"Results saved to {path}")
     return trainer
+
+
+def require_names(cfg) -> None:
+    """
+    Raises:
+        UsageError: the trainer or the data set is not given, or not known.
+    """
+    for what, name, registry in (
+        ("--trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY),
+        (DATASET_FLAG, cfg.DATASET.NAME, DATASET_REGISTRY),
+    ):
+        known = registry.registered_names()
+        if name not in known:
+            raise UsageError(unknown(what, name, known))
 
 
 def result_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> RunResult:

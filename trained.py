@@ -16,6 +16,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 
 import trainers  # noqa: F401  (importing registers them)
+from configs.cli import merge_yaml
 from configs.defaults import extend_cfg
 from reporting.results import FILE_NAME, REPO, RunResult, write_text
 from trainers.base import PromptTrainer
@@ -65,11 +66,10 @@ def open_run(
     cfg = get_cfg_default()
     extend_cfg(cfg)
     try:
-        cfg.merge_from_file(str(folder / CONFIG_FILE))
-    except (KeyError, ValueError, AssertionError) as error:
+        merge_yaml(cfg, folder / CONFIG_FILE)
+    except ValueError as error:
         raise ValueError(
-            f"{folder / CONFIG_FILE} does not fit this version: {error.args[0]}. Use the commit in "
-            f"{folder / FILE_NAME}."
+            f"{error} If it was written by another version, use the commit in {folder / FILE_NAME}."
         ) from error
     cfg.freeze()
     names = list(classnames) or json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))

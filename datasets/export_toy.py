@@ -7,12 +7,15 @@ Writes data/my_data/images/<class>/0000.png, ... and data/my_data/list.csv (path
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import run_script
+
+# isort: split
 import argparse
 import csv
 import sys
 from pathlib import Path
 
-from configs.cli import run_script
 from datasets.toy import TOY_SETS
 
 

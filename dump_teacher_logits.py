@@ -62,6 +62,7 @@ from regions.sources import expand, images_of, read_classnames
 from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore
 from regions.writer import StoreWriter
+from wording import counted
 
 
 def main(args: argparse.Namespace) -> None:
@@ -267,10 +268,10 @@ def print_plan(store: Path, spec: RegionSpec, epochs: int, tell: Callable[[str],
     free = shutil.disk_usage(folder).free
     there = bytes_there(store)
     tell(
-        f"Images          {cost.images}, of {len(spec.classnames)} classes\n"
+        f"Images          {cost.images}, of {counted(len(spec.classnames), 'class')}\n"
         f"Regions         {spec.num_regions} per image\n"
         f"Teacher passes  {cost.passes}, once for every run on these images\n"
-        f"Online instead  {cost.images * epochs} passes in each run of {epochs} epochs: "
+        f"Online instead  {cost.images * epochs} passes in each run of {counted(epochs, 'epoch')}: "
         f"{epochs / spec.num_regions:.2f} times as many\n"
         f"On disk         {human(cost.bytes)} in {store}, {human(free)} free"
     )
@@ -296,7 +297,8 @@ def regions_left(store: Path, spec: RegionSpec) -> int:
 def print_result(store: RegionStore) -> None:
     accuracy, regions = stored_teacher_accuracy(store), len(store) * store.spec.num_regions
     print(
-        f"Wrote {store.path}: {len(store)} images x {store.spec.num_regions} regions.\n"
+        f"Wrote {store.path}: {counted(len(store), 'image')} x "
+        f"{counted(store.spec.num_regions, 'region')}.\n"
         f"Teacher top-1   {accuracy.regions:.1f} % of the regions, "
         f"{accuracy.images:.1f} % of the images (mean probability over the regions)"
     )

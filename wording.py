@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Collection, Iterable
 
 
-def counted(number: int, what: str) -> str:
-    """1 image, 2 images, 1,000 classes; `what` is one of them."""
-    return f"{number:,} {what if number == 1 else plural(what)}"
+def counted(number: int, what: str, form: str = "") -> str:
+    """1 image, 2 images; `what` is one of them, `form` the format of the number."""
+    return f"{number:{form}} {what if number == 1 else plural(what)}"
 
 
 def plural(what: str) -> str:

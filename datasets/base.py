@@ -25,6 +25,7 @@ from datasets.fewshot import (
     subsample_classes,
 )
 from datasets.sizes import SIZES
+from wording import counted
 
 SHOWN = 8  # problems a message lists; the others are counted
 
@@ -222,16 +223,17 @@ def datums(images: Path, entries: Iterable[Entry]) -> list[Datum]:
 def size_problems(name: str, folder: Path, split: Split) -> list[str]:
     """Differences from the counts of SIZES, and labels that are no 0, 1, ..., C - 1."""
     sizes, problems = SIZES[name], []
-    counted = {part: len(getattr(split, part)) for part in SPLITS}
+    numbers = {part: len(getattr(split, part)) for part in SPLITS}
     for part in SPLITS:
         expected = getattr(sizes, part)
-        if expected is not None and counted[part] != expected:
-            problems.append(
-                f"{folder}: {counted[part]:,} {part} images found, {expected:,} expected"
-            )
+        if expected is not None and numbers[part] != expected:
+            found = counted(numbers[part], f"{part} image", ",")
+            problems.append(f"{folder}: {found} found, {expected:,} expected")
     labels = {entry.label for entry in split.train or split.test}
     if len(labels) != sizes.classes:
-        problems.append(f"{folder}: {len(labels)} classes found, {sizes.classes} expected")
+        problems.append(
+            f"{folder}: {counted(len(labels), 'class')} found, {sizes.classes} expected"
+        )
     problems += label_problems(split)
     half = set(sorted(labels)[: (len(labels) + 1) // 2])
     base = sum(entry.label in half for entry in split.test)

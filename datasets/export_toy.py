@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from datasets.toy import TOY_SETS
+from wording import counted
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
             rows.append((path.as_posix(), thing.name))
     with (args.folder / "list.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
-    print(f"Wrote {len(rows)} images of {args.classes} classes and list.csv to {args.folder}.")
+    wrote = f"{counted(len(rows), 'image')} of {counted(args.classes, 'class')}"
+    print(f"Wrote {wrote} and list.csv to {args.folder}.")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from typing import NamedTuple, TypeVar
 
 from dassl.data.datasets import Datum
 
+from wording import counted
+
 SCOPES = ("all", "base", "new")
 MAX_VAL_SHOTS = 4  # CoOp's: validation never gets more images per class than this
 SPLITS = ("train", "val", "test")
@@ -115,8 +117,8 @@ def divide(items: Iterable[Entry], rng: random.Random) -> Split:
         train, val = round(0.5 * len(members)), round(0.2 * len(members))
         if not (train and val and len(members) > train + val):
             raise ValueError(
-                f"Class {members[0].classname!r} has {len(members)} images, too few for an "
-                "automatic split into 50 % train, 20 % val and 30 % test; 4 is the least."
+                f"Class {members[0].classname!r} has {counted(len(members), 'image')}, too few for "
+                "an automatic split into 50 % train, 20 % val and 30 % test; 4 is the least."
             )
         split.train.extend(members[:train])
         split.val.extend(members[train : train + val])

@@ -12,6 +12,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from datasets.base import CheckedDataset, data_root, label_problems, missing_files
 from datasets.fewshot import SPLITS, Entry, Split, divide, files, subfolders
+from wording import counted
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_SEED = 1  # of automatic splits: the same for all seeds of a run, so that all test alike
@@ -89,7 +90,7 @@ def folder_names(path: Path) -> Mapping[str, str]:
 def tell_split(split: Split) -> None:
     print(
         f"Split automatically, alike for every seed: {len(split.train)} train, {len(split.val)} "
-        f"val and {len(split.test)} test images."
+        f"val and {counted(len(split.test), 'test image')}."
     )
 
 

@@ -11,6 +11,7 @@ import sys
 
 from regions import tools, tools_merge, tools_text
 from regions.kinds import KINDS, VALUES
+from wording import counted
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -19,7 +20,7 @@ def verify(args: argparse.Namespace) -> int:
         print(f"not part of the store: {name}")
     for damage in found.damages:
         print(f"damaged: {damage.file}: {damage.why}", file=sys.stderr)
-    size = f"{found.files} files, {tools_text.human(found.bytes)}"
+    size = f"{counted(found.files, 'file')}, {tools_text.human(found.bytes)}"
     if found.damages:
         print(f"{args.store}: {len(found.damages)} of {size} damaged.")
         return 1
@@ -40,7 +41,8 @@ def merge(args: argparse.Namespace) -> int:
             f"Their logits differ by at most {merged.difference:.3g}."
         )
     spec = merged.store.spec
-    print(f"Wrote {args.out}: {len(spec.images)} images x {spec.num_regions} regions.")
+    size = counted(len(spec.images), "image"), counted(spec.num_regions, "region")
+    print(f"Wrote {args.out}: {' x '.join(size)}.")
     return 0
 
 

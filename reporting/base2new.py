@@ -22,6 +22,7 @@ from reporting.differences import Answers, Part, baseline_of, difference
 from reporting.paths import PHASE_OF_SCOPE
 from reporting.results import FoundResult
 from reporting.tables import BASE, NEW, H, Row, Score, Table, aggregate, alike, harmonic_mean
+from wording import counted
 
 # Of one row and seed: its results by class scope, "base" and "new".
 Runs = dict[tuple[Key, int], dict[str, FoundResult]]
@@ -114,8 +115,8 @@ def _caption(entries: list[Entry]) -> list[str]:
     data = []
     for name in sorted(sizes):
         parts = [
-            f"{sizes[name][scope].num_classes} {scope} classes with "
-            f"{sizes[name][scope].num_images} test images"
+            f"{counted(sizes[name][scope].num_classes, f'{scope} class')} with "
+            f"{counted(sizes[name][scope].num_images, 'test image')}"
             for scope in PHASE_OF_SCOPE
             if scope in sizes[name]
         ]

@@ -33,6 +33,7 @@ from reporting.methods import (
 from reporting.paths import FEW_SHOT_TRAIN, XD_TEST, XD_TRAIN
 from reporting.results import RunResult
 from reporting.tables import AVERAGE, Row, Table, mean_or_none, mean_over, method_rank, spread
+from wording import counted
 
 # By column, then by seed.
 Cells = dict[str, dict[int, Entry]]
@@ -294,6 +295,7 @@ def _data(entries: Sequence[Entry]) -> str:
     sizes = sizes_of(entries)
 
     def words(result: RunResult) -> str:
-        return f"{result.num_classes} classes, {result.num_images} test images"
+        classes = counted(result.num_classes, "class")
+        return f"{classes}, {counted(result.num_images, 'test image')}"
 
     return "Data: " + "; ".join(f"{name} ({words(sizes[name]['all'])})" for name in sizes) + "."

@@ -310,5 +310,5 @@ def test_warnings_name_chance_and_small_classes():
     told = " ".join(_warnings(counts, 51.0, 50.0, 8))
     assert "the teacher (50.0 %) is not better than the student (51.0 %)" in told
     assert "zero-shot accuracy (51.0 %) is about chance (50.0 %)" in told
-    assert "1 classes have fewer than DATASET.NUM_SHOTS 8 training images, among them owl" in told
+    assert "1 class with fewer than DATASET.NUM_SHOTS 8 training images, among them owl" in told
     assert _warnings(counts[:1] * 10, 60.0, None, 8) == []

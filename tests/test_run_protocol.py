@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -134,16 +135,15 @@ def subprocess_stub():
     return type("Process", (), {"pid": 0, "poll": lambda self: 0})()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_and_kill_stop_the_runs_and_the_same_command_goes_on(repo, stop):
     """In a process of its own, with the signals that a terminal and kill send."""
     code = f"""
 import sys; sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests")!r}]
 from pathlib import Path
-import run_protocol
+from entry import run_script
 import test_run_protocol as here
-with run_protocol.stopped_like_ctrl_c():
-    here.run(Path("."), here.jobs_of(Path("."), "coop"))
+sys.exit(run_script(lambda: here.run(Path("."), here.jobs_of(Path("."), "coop"))))
 """
     env = {**os.environ, "NAP": "60"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=repo, env=env,
@@ -152,7 +152,9 @@ with run_protocol.stopped_like_ctrl_c():
     while not record(repo) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(stop)
-    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=30)[1]
+    assert said.endswith("stopped: run the same line again, it continues.\n"), said
+    assert "Traceback" not in said and process.returncode == 128 + stop
     time.sleep(0.2)
     with contextlib.suppress(FileNotFoundError):  # the worker napped on: it would have written this
         assert not list((repo / "output").rglob("results.json"))
@@ -224,7 +226,10 @@ def test_dry_run_shows_the_plan_and_runs_nothing(capsys, tmp_path):
         "FDBPL dump toy_shapes seed 1", "FDBPL train toy_shapes seed 1",
         "FDBPL test toy_shapes seed 1",
     ]  # fmt: skip
-    assert said.count("OPTIM.MAX_EPOCH 2") == 5 and "--load-epoch EPOCHS" in said
+    assert said.count("OPTIM.MAX_EPOCH 2") == 5 and '--load-epoch "$(' in said
+    commands = [line for line in said.splitlines() if not line.startswith("#")]
+    assert commands[0] == f"cd {shlex.quote(str(REPO))}" and len(commands) == 6
+    assert all(shlex.split(line)[0] == run_protocol.python() for line in commands[1:])
     assert "5 to run" in said
 
 

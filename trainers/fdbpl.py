@@ -29,6 +29,7 @@ from trainers.distillation import Distillation
 from trainers.feature_cache import cached_regions, has_frozen_images
 from trainers.registry import objective
 from trainers.tuned_teacher import with_tuned_text
+from wording import counted
 
 REGION_WEIGHTS = ("entropy", "none")
 CUTS = ("pil", "device")
@@ -121,7 +122,7 @@ class StoredRegions(Distillation):
         store.check_run(needs)
         if cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS:
             store = with_tuned_text(self, store, needs)
-        print(f"Teacher logits of {len(needs.images)} images are read from {path}")
+        print(f"Teacher logits of {counted(len(needs.images), 'image')} are read from {path}")
         return store
 
     def teacher_text(self, classnames: Sequence[str], template: str) -> tuple[np.ndarray, str]:

@@ -24,6 +24,7 @@ from models.prompted_clip import FrozenCLIP
 from regions.dataset import RegionDataset
 from regions.feature_file import Features, Found, complete, feature_key
 from regions.student_features import Student, student_features
+from wording import counted
 
 
 def has_frozen_images(model: FrozenCLIP) -> bool:
@@ -45,7 +46,8 @@ def cached_regions(model: FrozenCLIP, regions: RegionDataset, root: str, workers
     )
     start = time.perf_counter()
     found = student_features(regions.store, regions.places, student, root, workers)
-    what = f"Student features of {len(regions)} images x {regions.store.spec.num_regions} regions"
+    seen = counted(len(regions), "image"), counted(regions.store.spec.num_regions, "region")
+    what = f"Student features of {' x '.join(seen)}"
     print(f"{what}: {_told(found, time.perf_counter() - start)}. Training opens no image")
     return found.kept
 
@@ -88,7 +90,9 @@ class FeatureBatches:
         self.items = loader.dataset.data_source
         start = time.perf_counter()
         found = self._find(trainer, loader, transform, folder, ids)
-        print(f"Features of {len(ids)} images: {_told(found, time.perf_counter() - start)}")
+        print(
+            f"Features of {counted(len(ids), 'image')}: {_told(found, time.perf_counter() - start)}"
+        )
         self.features = found.kept.features[found.kept.places(ids)]
 
     def __len__(self) -> int:
@@ -157,7 +161,8 @@ def _told(found: Found, seconds: float) -> str:
     where = f"kept as {found.path}" if found.path else "not kept (the folder cannot be written)"
     size = found.kept.features.nbytes / 1e6
     count = len(found.kept.ids)
-    some = "" if found.computed == count else f"those of {found.computed} images were missing, "
+    missing = counted(found.computed, "image")
+    some = "" if found.computed == count else f"those of {missing} were missing, "
     return f"{some}computed in {seconds:.1f} s and {where} ({size:.1f} MB)"
 
 

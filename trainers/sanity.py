@@ -17,6 +17,7 @@ from models.prompted_clip import HandwrittenCLIP
 from models.teacher import Teacher, convert_pixels
 from models.templates import template_for
 from regions.dump import stored_teacher_accuracy
+from wording import counted
 
 MAX_IMAGES = 2000  # training images that the accuracies are measured on, evenly picked
 MAX_ROWS = 40  # classes that are listed
@@ -51,8 +52,9 @@ def report_own_data(trainer) -> OwnDataReport | None:
     accuracy = _accuracy(trainer, images, zero_shot)
     teacher = _teacher_accuracy(trainer, images)
     warnings = _warnings(counts, accuracy, teacher, cfg.DATASET.NUM_SHOTS)
-    print(f'Own data: {len(counts)} classes, prompt "{template}"\n{_table(counts)}')
-    print(f"Zero-shot accuracy of the student on {len(images)} training images: {accuracy:.1f} %")
+    print(f'Own data: {counted(len(counts), "class")}, prompt "{template}"\n{_table(counts)}')
+    seen = counted(len(images), "training image")
+    print(f"Zero-shot accuracy of the student on {seen}: {accuracy:.1f} %")
     if teacher is not None:
         where = "on them" if trainer.store is None else "on the images of the store, over regions"
         print(f"Accuracy of the teacher ({trainer.teacher_name()}) {where}: {teacher:.1f} %")
@@ -79,8 +81,8 @@ def _warnings(
     few = [name for name, train, *_ in counts if train < shots]
     if few:
         told.append(
-            f"{len(few)} classes have fewer than DATASET.NUM_SHOTS {shots} training images, "
-            f"among them {few[0]}"
+            f"{counted(len(few), 'class')} with fewer than DATASET.NUM_SHOTS {shots} training "
+            f"images, among them {few[0]}"
         )
     return told
 
@@ -90,7 +92,7 @@ def _table(counts: Sequence[tuple[str, int, int, int]]) -> str:
     width = max(len(str(row[0])) for row in rows)
     lines = [f"  {row[0]:{width}}" + "".join(f"{cell:>7}" for cell in row[1:]) for row in rows]
     if len(counts) > MAX_ROWS:
-        lines.append(f"  ... and {len(counts) - MAX_ROWS} more classes")
+        lines.append(f"  ... and {counted(len(counts) - MAX_ROWS, 'more class')}")
     return "\n".join(lines)
 
 

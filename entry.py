@@ -139,12 +139,21 @@ def _watch_imports() -> None:
 
 
 def _end_workers() -> None:
-    """Processes of multiprocessing, which DataLoader starts too; at once, as they keep nothing."""
-    if "multiprocessing" in sys.modules:
-        from multiprocessing import active_children
+    """Processes of multiprocessing, which DataLoader starts too; at once, as they keep nothing.
 
-        for child in active_children():
-            child.terminate()
+    Killed, since one that is asked to end may complain; and torch, of one that was killed.
+    """
+    if "multiprocessing" not in sys.modules or not hasattr(signal, "SIGCHLD"):
+        return
+    from multiprocessing import active_children
+
+    with contextlib.suppress(ValueError):  # not the main thread
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for child in (children := active_children()):
+            child.kill()
+        for child in children:
+            child.join()
+        signal.signal(signal.SIGCHLD, before)
 
 
 def call(command: Sequence[str], cwd: str | Path | None = None) -> int:

@@ -103,7 +103,7 @@ def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "") -> None:
         raise ValueError(f"{named}{_fault_of_yaml(error)}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{named} is no text in UTF-8 (byte {error.start}).") from error
-    except AssertionError as error:
+    except AssertionError as error:  # yacs takes no dates
         raise ValueError(f"{named}: {_plain(error)}.") from error
     try:
         _whole_numbers_as_floats(loaded, cfg)
@@ -124,7 +124,7 @@ def _fault_of_yaml(error: yaml.YAMLError) -> str:
 
 def _key_of(error: Exception) -> str:
     """The full key that an error of yacs is about; "" where it names none."""
-    found = re.search(r"(?:config key|Non-existent key): ([\w.]+)", _plain(error))
+    found = re.search(r"(?:config|Non-existent) key: ([\w.]+)", _plain(error))
     return found[1].rstrip(".") if found else ""
 
 
@@ -139,7 +139,13 @@ def _line_of(tree: yaml.Node, parts: list[str]) -> int | None:
 def _fault(error: Exception, cfg: CfgNode) -> str:
     """What yacs found, in a sentence; the nearest key where there is none of that name."""
     said, key = _plain(error), _key_of(error)
-    if not said.startswith("Non-existent key"):
+    kinds = re.search(r"Type mismatch \(<class '(.+?)'> vs. <class '(.+?)'>\)", said)
+    if kinds:
+        wanted, found = (
+            kind.split(".")[-1].replace("CfgNode", "section") for kind in kinds.groups()
+        )
+        return f"{key} takes a value of kind {wanted}, not {found}."
+    if not said.startswith("Non-existent"):
         return f"{said}."
     known = list(_keys(cfg))
     same = [other for other in known if other.split(".")[-1] == key.split(".")[-1].upper()]
@@ -191,6 +197,8 @@ def _whole_numbers_as_floats(loaded: CfgNode, cfg: CfgNode, before: str = "") ->
         ValueError: nothing stands behind a key, which yacs would take for None.
     """
     for key, value in loaded.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{before}{key} is no key, which are words")
         known = cfg.get(key)
         if isinstance(value, CfgNode) and isinstance(known, CfgNode):
             _whole_numbers_as_floats(value, known, f"{before}{key}.")
@@ -206,7 +214,9 @@ def _as_held(cfg: CfgNode, opts: list[str]) -> list[str]:
     for place, (key, value) in enumerate(zip(opts[::2], opts[1::2], strict=True)):
         known = cfg
         for part in key.split("."):
-            known = known.get(part) if isinstance(known, CfgNode) else None
+            if not (isinstance(known, CfgNode) and part in known):
+                raise KeyError(f"Non-existent key: {key}")
+            known = known[part]
         if value == "None" and known is not None:
             raise ValueError(f"no value for config key: {key}")
         if isinstance(known, (tuple, list)) and _is_number(value):

@@ -58,14 +58,14 @@ def run_script(main: Callable[[], object], again: str = AGAIN) -> int:
             return code if type(code) is int else 0
         except BaseException as error:
             if came or isinstance(error, KeyboardInterrupt):
-                _end_workers()
+                end_workers()
                 if not getattr(error, "told", False):
                     say("\nstopped" + (f": {again}" if again else "."))
                 _drop_output()  # of a terminal that was closed
                 return 128 + (came[0] if came else getattr(error, "number", signal.SIGINT))
             if isinstance(error, BrokenPipeError):
                 _drop_output()
-                _end_workers()
+                end_workers()
                 if again:
                     say(f"stopped, since nobody reads the output any more: {again}")
                 return PIPE_CLOSED
@@ -138,7 +138,7 @@ def _watch_imports() -> None:
                     signal.signal(number, _end_at_once)
 
 
-def _end_workers() -> None:
+def end_workers() -> None:
     """Processes of multiprocessing, which DataLoader starts too; at once, as they keep nothing.
 
     Killed, since one that is asked to end may complain; and torch, of one that was killed.
@@ -248,7 +248,7 @@ def explain(error: Exception) -> str:
             "the GPU's memory is full. Run again with a smaller batch: "
             "DATALOADER.TRAIN_X.BATCH_SIZE, or --batch-size of a dump."
         )
-    if disk_is_full(error):
+    if disk_is_full(error) and getattr(error, "filename", None) != STDOUT:
         where = getattr(error, "filename", None) or fullest(sys.argv[1:])
         said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
         return printable(f"{said} ({where}). What is finished is kept: free some space and {AGAIN}")

@@ -265,11 +265,17 @@ def stop_all(running: Sequence[Running]) -> None:
     for process in running:
         process.stop()
     late = time.monotonic() + SECONDS_TO_END
-    while any(process.poll() is None for process in running) and time.monotonic() < late:
+    while (left := [each for each in running if _lives(each)]) and time.monotonic() < late:
         time.sleep(0.05)
-    for process in running:
-        if process.poll() is None:
-            process.stop()
+    for process in left:
+        process.stop()
+
+
+def _lives(process: Running) -> bool:
+    try:
+        return process.poll() is None
+    except Exception:  # what came of it is of no interest any more
+        return False
 
 
 def _why(job: AnyJob, code: int, log: Path) -> str:

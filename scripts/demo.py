@@ -29,7 +29,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from reporting.base2new import compare  # noqa: E402  (the repository is not a package)
+from entry import end_workers, run_script  # noqa: E402  (the repository is not a package)
+from reporting.base2new import compare  # noqa: E402
 from reporting.methods import BASE2NEW, METHODS, find_method  # noqa: E402
 from reporting.paths import store_dir  # noqa: E402
 from reporting.plan import Job, Settings, plan  # noqa: E402
@@ -170,6 +171,7 @@ class _Call:
 
     def stop(self) -> None:
         self.future.cancel()
+        end_workers()
 
 
 # --- in a worker
@@ -291,4 +293,4 @@ def draw_regions(path: Path, root: Path, picture: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from wording import POOR, printable
 AGAIN = "run the same line again, it continues."  # what work that keeps its place says
 PIPE_CLOSED = 141  # as of a command that SIGPIPE ends
 SECONDS_TO_END = 10.0  # of a child that was asked to
+SECONDS_TO_HEAR = 2.0  # of a signal
 _SIGNALS = [  # Windows has no SIGHUP
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -54,10 +54,12 @@ def run_script(main: Callable[[], object], again: str = AGAIN) -> int:
     with _poor_streams(), _signals_raise() as came:
         try:
             code = main()
-            _flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where it is told when that cannot be
             return code if type(code) is int else 0
         except BaseException as error:
             if came or isinstance(error, KeyboardInterrupt):
+                heard()
                 end_workers()
                 if not getattr(error, "told", False):
                     say("\nstopped" + (f": {again}" if again else "."))
@@ -89,24 +91,25 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[list[int]]:
-    """Signals raise Stopped inside; what is yielded then holds their numbers.
+    """Signals raise Stopped inside; what is yielded then holds the first one's number.
 
-    An exception can get lost in a callback: a later signal raises again, but not one that comes at
-    once (a closed terminal sends several), which would break into the cleaning up.
+    An exception that falls into a callback is lost: it is raised again until heard() is called.
     """
-    own, came, last = os.getpid(), [], [-1.0]
+    own, came = os.getpid(), []
 
     def stop(number: int, _frame: object) -> None:
         if os.getpid() != own:  # a forked worker, whose parent is asked, too
             os._exit(0)
-        if came and time.monotonic() - last[0] < 1:
+        if not came:  # a closed terminal sends several
+            came.append(number)
+            if signal.SIGALRM in found:
+                signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_HEAR, SECONDS_TO_HEAR)
+        elif number != signal.SIGALRM:
             return
-        came.append(number)
-        last[0] = time.monotonic()
-        raise Stopped(number)
+        raise Stopped(came[0])
 
     found = {}
-    for number in _SIGNALS:
+    for number in (*_SIGNALS, signal.SIGALRM):
         handler = signal.getsignal(number)
         if handler in (signal.SIG_DFL, signal.default_int_handler, _end_at_once):  # nohup ignores
             with contextlib.suppress(ValueError):  # not the main thread
@@ -114,10 +117,16 @@ def _signals_raise() -> Iterator[list[int]]:
     try:
         yield came
     finally:
+        heard()
         for number, handler in found.items():
             if came and handler is _end_at_once:  # the line is said; workers are ended on exit
                 handler = signal.SIG_IGN
             signal.signal(number, handler)
+
+
+def heard() -> None:
+    """Said where a stop is being dealt with in more than SECONDS_TO_HEAR."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _end_at_once(number: int, _frame: object) -> None:
@@ -162,6 +171,7 @@ def call(command: Sequence[str], cwd: str | Path | None = None) -> int:
     try:
         return process.wait()
     except KeyboardInterrupt as stop:
+        heard()
         number = getattr(stop, "number", signal.SIGINT)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)  # once more after Ctrl-C, which does no harm
@@ -194,7 +204,22 @@ class _PlainStream:
         return iter(self._stream)
 
     def write(self, text: str) -> int:
-        return self._stream.write(printable(text, keep="\n\r\t"))
+        with _named():
+            return self._stream.write(printable(text, keep="\n\r\t"))
+
+    def flush(self) -> None:
+        with _named():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 @contextlib.contextmanager
@@ -210,16 +235,6 @@ def _poor_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout = before
-
-
-def _flush() -> None:
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 def _drop_output() -> None:

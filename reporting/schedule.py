@@ -20,7 +20,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from entry import SECONDS_TO_END
+from entry import SECONDS_TO_END, heard
 from reporting.plan import REFUSE, RUN, SKIP, Job
 from reporting.results import FILE_NAME, ResultError
 from reporting.together import SeedsJob
@@ -262,6 +262,7 @@ def execute(jobs: Sequence[AnyJob], backend: Backend, python: str, logs: Path) -
 
 def stop_all(running: Sequence[Running]) -> None:
     """All are asked at once, and waited for; who does not end in time is ended."""
+    heard()
     for process in running:
         process.stop()
     late = time.monotonic() + SECONDS_TO_END

@@ -102,11 +102,14 @@ def _signals_raise() -> Iterator[list[int]]:
             os._exit(0)
         if not came:  # a closed terminal sends several
             came.append(number)
+            end_workers()  # before who waits for them is gone, which they would tell
             if signal.SIGALRM in found:
                 signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_HEAR, SECONDS_TO_HEAR)
         elif number != signal.SIGALRM:
             return
-        raise Stopped(came[0])
+        if not _unbroken:
+            raise Stopped(came[0])
+        _unbroken[0] = came[0]
 
     found = {}
     for number in (*_SIGNALS, signal.SIGALRM):
@@ -122,6 +125,21 @@ def _signals_raise() -> Iterator[list[int]]:
             if came and handler is _end_at_once:  # the line is said; workers are ended on exit
                 handler = signal.SIG_IGN
             signal.signal(number, handler)
+
+
+_unbroken: list[int] = []  # in unbroken(): the signal that came meanwhile, or 0
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """A signal raises at the end only: what is started inside is known to who has to end it."""
+    _unbroken.append(0)
+    try:
+        yield
+    finally:
+        number = _unbroken.pop()
+        if number:
+            raise Stopped(number)
 
 
 def heard() -> None:
@@ -167,8 +185,10 @@ def end_workers() -> None:
 
 def call(command: Sequence[str], cwd: str | Path | None = None) -> int:
     """A child's exit code; it ends with us, and tells so itself."""
-    process = subprocess.Popen(command, cwd=cwd)
+    process = None
     try:
+        with unbroken():
+            process = subprocess.Popen(command, cwd=cwd)
         return process.wait()
     except KeyboardInterrupt as stop:
         heard()
@@ -179,11 +199,12 @@ def call(command: Sequence[str], cwd: str | Path | None = None) -> int:
         stop.told = True
         raise stop from None
     finally:
-        try:
-            process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 # --- streams

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from entry import SECONDS_TO_END, heard
+from entry import SECONDS_TO_END, heard, unbroken
 from reporting.plan import REFUSE, RUN, SKIP, Job
 from reporting.results import FILE_NAME, ResultError
 from reporting.together import SeedsJob
@@ -228,8 +228,9 @@ def execute(jobs: Sequence[AnyJob], backend: Backend, python: str, logs: Path) -
                         fail(job, f"    {error}")
                         return True
                     log = logs / f"{job.name}.txt"
-                    process = backend.start(command, log, job.root, job.name)
-                    running[job.folder] = job, process, time.perf_counter()
+                    with unbroken():
+                        process = backend.start(command, log, job.root, job.name)
+                        running[job.folder] = job, process, time.perf_counter()
                 return True
             return False
 

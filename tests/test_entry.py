@@ -88,6 +88,19 @@ Held(); time.sleep(60)"""
     assert code == 143 and "Exception ignored in" in said and said.endswith(AGAIN)
 
 
+def test_what_is_started_is_known_before_a_signal_raises(tmp_path):
+    body = """\
+import entry
+with entry.unbroken():
+    print('here', flush=True)
+    until = time.monotonic() + 3  # a second raise, after SECONDS_TO_HEAR, waits as well
+    while time.monotonic() < until: pass
+    print('known', file=sys.stderr)
+time.sleep(60)"""
+    code, said = stop_at(script(tmp_path, body), "here", signal.SIGTERM)
+    assert (code, said) == (143, f"known\n\n{AGAIN}")
+
+
 def test_a_child_ends_with_its_parent_and_is_the_one_that_tells(tmp_path):
     child = tmp_path / "child"
     child.mkdir()

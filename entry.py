@@ -291,6 +291,9 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
         return printable(f"{error.strerror}{where}.")
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        name = error.object[max(0, error.start - 20) : error.end + 20]
+        return printable(f"{name!r} is no text in this locale. Set PYTHONUTF8=1 and run again.")
     return printable(" ".join(str(error).split()) or type(error).__name__)
 
 

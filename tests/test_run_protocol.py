@@ -20,7 +20,7 @@ import run_protocol
 from reporting.methods import BASE2NEW, METHODS
 from reporting.plan import Settings, plan
 from reporting.results import RunResult
-from reporting.schedule import Cluster, Local, execute
+from reporting.schedule import Cluster, Local, Outcome, _why, execute
 from reporting.together import join_seeds
 
 REPO = Path(__file__).resolve().parents[1]
@@ -102,6 +102,50 @@ def test_a_failure_takes_its_followers_with_it_and_nothing_else(repo, capsys):
     (repo / "orders").unlink()
     again = run(repo, jobs)
     assert len(again.done) == 3 and len(again.skipped) == 4 and not again.failed
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "wanted"),
+    [
+        (["a", "error: no such folder. Make one.", "", "Exception ignored in: x"], 1,
+         "error: no such folder. Make one. (exit code 1)"),
+        (["Traceback (most recent call last):", '  File "x", line 1', "torch.cuda.SomeError: bad",
+          "[rank0]: bye"], 1, "torch.cuda.SomeError: bad (exit code 1)"),
+        (["the GPU is on fire", " "], 3, "the GPU is on fire (exit code 3)"),
+        ([], 4, "exit code 4"),
+        (["epoch [1/2]"], -9, "ended by SIGKILL, perhaps as the memory is full"),
+        (["error: \x1b[2Jgone"], 1, "error: \\u001b[2Jgone (exit code 1)"),
+    ],
+)  # fmt: skip
+def test_the_report_of_a_failure_starts_with_its_cause(repo, capsys, log, code, wanted):
+    (job, *_), path = jobs_of(repo, "coop"), repo / "the log.txt"
+    path.write_text("\n".join(["$ python train.py", *log]))
+    why = _why(job, code, path)
+    cause, whole, *end = why.splitlines()
+    assert (cause, whole) == (f"    {wanted}", f"    the whole log: {path}")
+    assert [line[4:] for line in end] == [line.replace("\x1b", "\\u001b") for line in log]
+    run_protocol.report(Outcome(failed=[(job, why)]))
+    said = capsys.readouterr()
+    assert said.out == "0 jobs done, 0 finished before, 1 failed.\n"
+    assert said.err == f"FAILED {job}: {wanted}\n    the whole log: {path}\n"
+
+
+def test_a_full_disk_leaves_no_run_behind(repo, monkeypatch):
+    """The second log cannot be written while the first job runs."""
+    monkeypatch.setenv("NAP", "60")
+    start, started = Local.start, []
+
+    def on_a_full_disk(self, *arguments):
+        if started:
+            raise OSError(28, "No space left on device", str(arguments[1]))
+        started.append(start(self, *arguments))
+        return started[0]
+
+    monkeypatch.setattr(Local, "start", on_a_full_disk)
+    jobs = [job for job in jobs_of(repo, "coop", seeds=(1, 2)) if job.kind == "train"]
+    with pytest.raises(OSError, match=r"No space left on device.*seed2.txt"):
+        run(repo, jobs, Local(jobs=2))
+    assert started[0].process.poll() == -signal.SIGTERM
 
 
 def test_a_run_that_ends_without_results_has_failed(repo):
@@ -237,6 +281,8 @@ def test_dry_run_shows_the_plan_and_runs_nothing(capsys, tmp_path):
     ("words", "message"),
     [
         (["base2new", "--trainers", "CoOpp"], "METHOD is 'CoOpp'"),
+        (["base2new", "--trainers", "Coop_FDBPL"], "Do you mean 'CoOp_FDBPL'?"),
+        (["base2new", "--trainers", "CoOp", "--datasets", "toyshapes"], "do you mean toy_shapes?"),
         (["few_shot", "--trainers", "PromptKD", "--datasets", "toy_shapes"], "not defined under"),
         (["cross_dataset", "--trainers", "CoOp", "--datasets", "toy_shapes_blur"], "it is of dom"),
         (["base2new", "--trainers", "CoOp", "--datasets", "toy_shapes", "--", "A"], "KEY without"),
@@ -254,6 +300,30 @@ def test_usage_errors_are_one_line(capsys, words, message):
     assert run_protocol.main(words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_protocol_that_is_not_known(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_protocol.main(["base2nwe", "--trainers", "CoOp"])
+    assert "'base2nwe', which is not known. Do you mean 'base2new'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_dry_run_is_a_script_for_bash(repo, capsys, together):
+    """Pasted as it is from anywhere: also the tests, whose trainings end in between."""
+    jobs = jobs_of(repo, "coop", "fdbpl", seeds=(1, 2), opts=("TRAINER.COOP.CTX_INIT", "a $x 'y'"))
+    jobs = join_seeds(jobs) if together else jobs
+    run_protocol.print_plan(jobs, Settings(root=repo))
+    said = capsys.readouterr().out
+    assert said.count("--load-epoch") == (2 if together else 4) and not record(repo)
+    done = subprocess.run(["bash", "-ec", said], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert all(job.decide()[0] == "skip" for job in jobs)
+    epochs = {
+        line[line.index("--load-epoch") + 1] for line in record(repo) if "--load-epoch" in line
+    }
+    assert epochs == {str(RunResult.read(repo / jobs[0].folder / ("seed1" * together)).epochs)}
+    assert all(" ".join(line).endswith("a $x 'y'") for line in record(repo))
 
 
 # --- several seeds in one process

@@ -18,6 +18,10 @@ of Slurm jobs, and so can you:
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, run_script
+
+# isort: split
 import argparse
 import os
 import shutil
@@ -33,7 +37,7 @@ from dassl.utils import set_random_seed
 from torch import Tensor
 
 import datasets  # noqa: F401  registers the data sets
-from configs.cli import UsageError, add_family_flags, run_script, setup_cfg
+from configs.cli import add_family_flags, setup_cfg
 from files import human
 from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
@@ -49,6 +53,7 @@ from regions.store.layout import find_dump
 from regions.store.record import dump_seconds
 from regions.store.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store.writer import StoreWriter
+from wording import counted
 
 
 def main(args: argparse.Namespace) -> None:
@@ -253,10 +258,10 @@ def print_plan(store: Path, spec: RegionSpec, epochs: int, tell: Callable[[str],
     free = shutil.disk_usage(folder).free
     there = bytes_there(store)
     tell(
-        f"Images          {cost.images}, of {len(spec.classnames)} classes\n"
+        f"Images          {cost.images}, of {counted(len(spec.classnames), 'class')}\n"
         f"Regions         {spec.num_regions} per image\n"
         f"Teacher passes  {cost.passes}, once for every run on these images\n"
-        f"Online instead  {cost.images * epochs} passes in each run of {epochs} epochs: "
+        f"Online instead  {cost.images * epochs} passes in each run of {counted(epochs, 'epoch')}: "
         f"{epochs / spec.num_regions:.2f} times as many\n"
         f"On disk         {human(cost.bytes)} in {store}, {human(free)} free"
     )
@@ -329,7 +334,7 @@ def split_seeds(args: argparse.Namespace) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    """The script as a function; see configs.cli.run_script for the exit code."""
+    """The script as a function; see entry.run_script for the exit code."""
     args = parse_args(argv)
     return run_script(lambda: main(args))
 

@@ -14,6 +14,10 @@ docs/REPRODUCE.md lists every tensor, and says which methods can be used how.
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import run_script
+
+# isort: split
 import argparse
 import json
 import sys
@@ -24,7 +28,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from configs.cli import run_script
 from files import write_whole
 from predict import read_names
 from reporting.results import git_commit
@@ -127,4 +130,4 @@ def _use(trainer, tensors: dict[str, Tensor]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, again=""))

@@ -9,6 +9,10 @@ run is not needed. Prints the top classes of each image with their probabilities
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, run_script
+
+# isort: split
 import argparse
 import json
 import sys
@@ -18,9 +22,9 @@ from pathlib import Path
 import torch
 from dassl.data.transforms import build_transform
 
-from configs.cli import UsageError, run_script
 from inputs import SUFFIXES, is_image, read_image, read_text
 from trained import add_run_flags, open_run
+from wording import printable
 
 LISTS = (".csv", ".json", ".list", ".lst", ".tsv", ".txt")  # how files of names may end
 
@@ -120,8 +124,9 @@ def line(path: Path, probability_C: torch.Tensor, trainer, args: argparse.Namesp
     pairs = list(zip(names, top.values.tolist(), strict=True))
     if args.format == "json":
         return json.dumps({"image": str(path), "top": dict(pairs)}, ensure_ascii=False)
-    return f"{path}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in pairs)
+    said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in pairs)
+    return printable(f"{path}: {said}")  # one line, whatever is in a file's name
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, again=""))

@@ -14,6 +14,10 @@ VALUE pair, in that place:
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, explain, is_told, run_script
+
+# isort: split
 import argparse
 import copy
 import sys
@@ -21,12 +25,13 @@ import traceback
 from pathlib import Path
 
 import torch
-from dassl.engine import build_trainer
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed, setup_logger
 
 import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
-from configs.cli import UsageError, add_family_flags, explain, is_told, run_script, setup_cfg
+from configs.cli import add_family_flags, setup_cfg
 from models.clip import shared_clips, weights_digest
 from regions.store.record import dump_seconds
 from reporting.identity import (
@@ -48,6 +53,9 @@ from reporting.paired import write_predictions
 from reporting.results import FILE_NAME, RunResult, git_commit, library_versions, peak_rss_bytes
 from trained import describe_run
 from trainers.base import PromptTrainer
+from wording import unknown
+
+DATASET_FLAG = "DATASET.NAME, of --dataset-config-file configs/datasets/<data set>.yaml,"
 
 
 def main(argv: list[str] | None = None) -> PromptTrainer | list[PromptTrainer]:
@@ -122,6 +130,7 @@ def of_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> PromptTrainer:
     """One run."""
     cfg = setup_cfg(args)
+    require_names(cfg)
     if args.fresh and cfg.RESUME:
         raise UsageError("--fresh starts anew and --resume goes on: give one of them.")
     if cfg.SEED >= 0:
@@ -202,6 +211,20 @@ def facts_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> dict[str,
             found = weights_digest(teacher)
             facts["teacher weights"] = found and found[:16]
     return facts
+
+
+def require_names(cfg) -> None:
+    """
+    Raises:
+        UsageError: the trainer or the data set is not given, or not known.
+    """
+    for what, name, registry in (
+        ("--trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY),
+        (DATASET_FLAG, cfg.DATASET.NAME, DATASET_REGISTRY),
+    ):
+        known = registry.registered_names()
+        if name not in known:
+            raise UsageError(unknown(what, name, known))
 
 
 def result_of(

@@ -72,8 +72,7 @@ def open_run(
             cfg.merge_from_other_cfg(as_of_today(CfgNode.load_cfg(file)))
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(
-            f"{folder / CONFIG_FILE} does not fit this version: {error.args[0]}. Use the commit in "
-            f"{folder / FILE_NAME}."
+            f"{error} If it was written by another version, use the commit in {folder / FILE_NAME}."
         ) from error
     cfg.freeze()
     names = list(classnames) or json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from datasets.fewshot import (
     subsample_classes,
 )
 from datasets.sizes import SIZES
-from words import counted
+from wording import counted
 
 SHOWN = 10  # problems a message lists; the others are counted
 
@@ -231,13 +231,12 @@ def datums(images: Path, entries: Iterable[Entry]) -> list[Datum]:
 def size_problems(name: str, folder: Path, split: Split) -> list[str]:
     """Differences from the counts of SIZES, and labels that are no 0, 1, ..., C - 1."""
     sizes, problems = SIZES[name], []
-    found = {part: len(getattr(split, part)) for part in SPLITS}
+    numbers = {part: len(getattr(split, part)) for part in SPLITS}
     for part in SPLITS:
         expected = getattr(sizes, part)
-        if expected is not None and found[part] != expected:
-            problems.append(
-                f"{folder}: {counted(found[part], f'{part} image')} found, {expected:,} expected"
-            )
+        if expected is not None and numbers[part] != expected:
+            found = counted(numbers[part], f"{part} image", ",")
+            problems.append(f"{folder}: {found} found, {expected:,} expected")
     labels = {entry.label for entry in split.train or split.test}
     if len(labels) != sizes.classes:
         problems.append(

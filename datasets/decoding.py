@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from inputs import image_id, is_deep, reason, to_rgb
-from words import counted
+from wording import counted
 
 SHOWN = 10  # images that a line lists; the others are counted
 DEEP, ROTATED = 1, 2  # traits that users are told of

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 from dassl.data.datasets import Datum
 
 from files import write_whole
-from words import counted
+from wording import counted
 
 SCOPES = ("all", "base", "new")
 MAX_VAL_SHOTS = 4  # CoOp's: validation never gets more images per class than this

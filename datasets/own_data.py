@@ -13,7 +13,7 @@ from datasets.base import CheckedDataset, data_root
 from datasets.decoding import check_images, memory_file
 from datasets.fewshot import Split
 from datasets.own_files import Listing, listed, read_csv, read_folder
-from words import counted
+from wording import counted
 
 
 class OwnDataset(CheckedDataset):

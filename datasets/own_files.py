@@ -18,7 +18,7 @@ from typing import NamedTuple
 from datasets.base import label_problems, told
 from datasets.fewshot import SPLITS, Entry, Split, divide, files, subfolders
 from inputs import SUFFIXES, is_image, read_text
-from words import counted
+from wording import counted
 
 SPLIT_SEED = 1  # of automatic splits: the same for all seeds of a run, so that all test alike
 NAMES_FILE = "classnames.txt"

@@ -14,6 +14,10 @@ set.
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, run_script
+
+# isort: split
 import argparse
 import contextlib
 import io
@@ -27,7 +31,6 @@ from pathlib import Path
 from dassl.data.datasets import DATASET_REGISTRY
 from tabulate import tabulate
 
-from configs.cli import UsageError, run_script
 from datasets import imagenet_files
 from datasets.base import FamilyDataset
 from datasets.decoding import Checked, check_images
@@ -37,6 +40,7 @@ from datasets.own_files import read_own
 from datasets.sizes import SIZES, Sizes
 from datasets.sources import MIRROR, SOURCES, Part, Source
 from datasets.unpack import UnpackError, unpack
+from wording import nearest
 
 STEMS = {  # yaml of configs/datasets -> registry name; ImageNet first: others copy its names
     "imagenet": "ImageNet",
@@ -63,9 +67,10 @@ def main(argv: list[str] | None = None) -> bool:
     args = parse_args(argv)
     own = [name for name in args.names if is_path(name)]
     names = registry_names([name for name in args.names if name not in own])
-    if names and not args.root:
-        raise UsageError("--root is needed: the folder that holds the data sets.")
-    root = Path(args.root).expanduser().absolute()
+    given = args.root or os.environ.get("DATA", "")
+    if names and not given:
+        raise UsageError("where to? Give --root FOLDER, or set DATA in the environment.")
+    root = Path(given).expanduser().absolute()
     if args.verify and not root.is_dir():
         raise UsageError(f"--root {root} is no folder.")
     reports = [verify_own(path, args.decode) for path in own]
@@ -93,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, or {', '.join(STEMS)}")
-    parser.add_argument("--root", default="", help="folder that holds the data sets")
+    parser.add_argument("--root", help="folder that holds the data sets; default $DATA")
     parser.add_argument("--verify", action="store_true", help="download nothing, only check")
     parser.add_argument("--decode", action="store_true", help="also decode every image")
     parser.add_argument(
@@ -115,7 +120,9 @@ def registry_names(given: Iterable[str]) -> list[str]:
             known[spelling.lower()] = [name]
     unknown = [name for name in given if name.lower() not in known]
     if unknown:
-        raise UsageError(f"{', '.join(unknown)}: not known. Known: all, {', '.join(STEMS)}.")
+        close = nearest(unknown[0].lower(), known)
+        hint = f" Do you mean {close!r}?" * bool(close)
+        raise UsageError(f"{', '.join(unknown)}: not known.{hint} Known: all, {', '.join(STEMS)}.")
     wanted = {name for one in given for name in known[one.lower()]}
     return [name for name in STEMS.values() if name in wanted]
 
@@ -352,9 +359,7 @@ def table(reports: list[Report]) -> str:
 
 def run(argv: list[str] | None = None) -> int:
     """The command as a function; 0: all complete, 1: something is missing, 2: wrong usage."""
-    complete = []
-    code = run_script(lambda: complete.append(main(argv)))
-    return code or int(not all(complete))
+    return run_script(lambda: int(not main(argv)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from models.templates import spoken
 from models.text import text_blocks
-from words import counted
+from wording import counted
 
 with warnings.catch_warnings():  # it imports pkg_resources, which warns of its end
     warnings.simplefilter("ignore")

@@ -5,9 +5,12 @@ python -m protocols [/FOLDER/OF/THE/CALLER] run METHOD STEP DATASET SEED [KEY VA
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, call, run_script
+
+# isort: split
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: that of the run, 0 where it was finished before, 2 for a refusal."""
     words = list(sys.argv[1:] if argv is None else argv)
     caller = Path(words.pop(0)) if words and words[0].startswith("/") else Path.cwd()
+    return run_script(lambda: run_words(words, caller))
+
+
+def run_words(words: list[str], caller: Path) -> int:
     try:
         if words[:1] != ["run"]:
             raise PlanError("python -m protocols run METHOD STEP DATASET SEED [KEY VALUE ...]")
         return run_step(words[1:], caller)
     except ValueError as error:  # of a plan, a method's name, or a result
-        print(f"scripts/run.sh: {error}", file=sys.stderr)
-        return REFUSED
+        raise UsageError(f"scripts/run.sh: {error}") from error
 
 
 def run_step(words: list[str], caller: Path) -> int:
@@ -112,9 +118,9 @@ def run_jobs(jobs: Sequence[Job], always: bool) -> int:
                 f"{job.needs[0].dataset} {job.seed}"
             ) from None
         if os.environ.get("DRY_RUN"):
-            print(shlex.join(command))
+            print(f"cd {shlex.quote(str(job.root))} && {shlex.join(command)}")
             continue
-        code = subprocess.run(command, cwd=job.root).returncode
+        code = call(command, cwd=job.root)
         if code:
             return code
     return 0
@@ -126,7 +132,7 @@ def whole_protocol(method: str, dataset: str, rest: Sequence[str]) -> int:
     command = [sys.executable, str(REPO / "run_protocol.py"), BASE2NEW, "--trainers", method]
     command += ["--datasets", dataset, "--seeds", *map(str, seeds or (1, 2, 3))]
     command += ["--shots", os.environ.get("SHOTS", "16")]
-    return subprocess.run([*command, "--", *opts]).returncode
+    return call([*command, "--", *opts])
 
 
 if __name__ == "__main__":

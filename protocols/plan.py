@@ -44,6 +44,7 @@ from reporting.paths import (
     store_dir,
 )
 from reporting.results import FILE_NAME, REPO, ResultError, RunResult
+from wording import nearest
 
 RUN, SKIP, REFUSE = "run", "skip", "refuse"
 DECIDED = ("DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
@@ -330,8 +331,11 @@ class Where:
             path = settings.root / file
             if not path.is_file():
                 there = sorted(other.stem for other in path.parent.glob("*.yaml"))
+                close = nearest(path.stem, there)
                 raise PlanError(
-                    f"there is no {file}; {Path(file).parent} holds: {' '.join(there) or 'nothing'}"
+                    f"there is no {file}; "
+                    + f"do you mean {close}? " * bool(close)
+                    + f"{Path(file).parent} holds: {' '.join(there) or 'nothing'}"
                 )
         place = self.dataset, self.shots, method.trainer, stem, self.seed, settings.out
         return run_dir(phase, *place), (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from entry import SECONDS_TO_END, heard, unbroken
 from protocols.plan import REFUSE, RUN, SKIP, Job
 from protocols.seeds import SeedsJob
 from reporting.results import FILE_NAME, ResultError
+from wording import printable
 
 AnyJob = Job | SeedsJob
 SHOWN_LINES = 15  # of the log of a failed job
@@ -63,7 +66,7 @@ class Local:
 
     def start(self, command: Sequence[str], log: Path, cwd: Path, name: str) -> Running:
         slot = self._slots.pop(0)
-        env = dict(os.environ)
+        env = dict(os.environ, PYTHONIOENCODING="utf-8")  # as the log is
         if slot is not None:
             env["CUDA_VISIBLE_DEVICES"] = slot
         elif self.jobs > 1:  # threads of several jobs on the same cores stand in each other's way
@@ -81,7 +84,7 @@ class Local:
 
 class _Process:
     def __init__(self, process: subprocess.Popen, release: Callable[[], None]):
-        self.process, self.release = process, release
+        self.process, self.release, self.asked = process, release, False
 
     def poll(self) -> int | None:
         code = self.process.poll()
@@ -90,10 +93,11 @@ class _Process:
         return code
 
     def stop(self) -> None:
-        """With its workers: they share its process group."""
+        """Asked once, it ends with its workers; asked again, they are ended: one process group."""
+        number = signal.SIGKILL if self.asked else signal.SIGTERM
+        self.asked = True
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait()
+            os.killpg(self.process.pid, number)
 
 
 class Cluster:
@@ -224,8 +228,9 @@ def execute(jobs: Sequence[AnyJob], backend: Backend, python: str, logs: Path) -
                         fail(job, f"    {error}")
                         return True
                     log = logs / f"{job.name}.txt"
-                    process = backend.start(command, log, job.root, job.name)
-                    running[job.folder] = job, process, time.perf_counter()
+                    with unbroken():
+                        process = backend.start(command, log, job.root, job.name)
+                        running[job.folder] = job, process, time.perf_counter()
                 return True
             return False
 
@@ -250,18 +255,51 @@ def execute(jobs: Sequence[AnyJob], backend: Backend, python: str, logs: Path) -
                     outcome.done.append(job)
                     bar.write(f"{job}: {seconds:.0f} s{job.reached()}")
                     bar.update()
-        except KeyboardInterrupt:
-            for _, process, _ in running.values():
-                process.stop()
+        except BaseException:  # a signal, or a full disk: no run is left behind
+            stop_all([process for _, process, _ in running.values()])
             raise
     return outcome
 
 
+def stop_all(running: Sequence[Running]) -> None:
+    """All are asked at once, and waited for; who does not end in time is ended."""
+    heard()
+    for process in running:
+        process.stop()
+    late = time.monotonic() + SECONDS_TO_END
+    while (left := [each for each in running if _lives(each)]) and time.monotonic() < late:
+        time.sleep(0.05)
+    for process in left:
+        process.stop()
+
+
+def _lives(process: Running) -> bool:
+    try:
+        return process.poll() is None
+    except Exception:  # what came of it is of no interest any more
+        return False
+
+
 def _why(job: AnyJob, code: int, log: Path) -> str:
+    """The cause in a line, where the whole log is, and its end."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    end = [f"    {line}" for line in lines[-SHOWN_LINES:]]
+    lines = [printable(line, keep="\t") for line in lines[1:]]  # the first is the command
     said = f"exit code {code}" if code else f"it ended without {job.folder / FILE_NAME}"
-    return "\n".join([*end, f"    ({said}; the end of {log})"])
+    if code < 0:
+        name = signal.Signals(-code).name
+        said = f"ended by {name}" + ", perhaps as the memory is full" * (name == "SIGKILL")
+    cause = cause_of(lines) if code >= 0 else ""
+    told = [f"{cause} ({said})" if cause else said, f"the whole log: {log}", *lines[-SHOWN_LINES:]]
+    return "\n".join(f"    {line}" for line in told)
+
+
+def cause_of(lines: Sequence[str]) -> str:
+    """The line of a log that says why the run ended: ours, a traceback's, or the last."""
+    for pattern in (r"error: ", r"[\w.]*(Error|Exception|Interrupt|Exit)\b"):
+        for line in reversed(lines):
+            if re.match(pattern, line):
+                return line
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 class _Clock:

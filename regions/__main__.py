@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import run_script
+
+# isort: split
 import argparse
-import os
 import sys
 
 from files import human
@@ -69,27 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     Errors are one line on stderr; set FDBPL_TRACEBACK=1 to see where one comes from.
     """
     args = parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):  # paths are bytes, and may be no text of this terminal
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        return args.call(args)
-    except KeyboardInterrupt:
-        print("\nstopped.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError) as error:
-        if os.environ.get("FDBPL_TRACEBACK"):
-            raise
-        print(f"error: {_explain(error)}", file=sys.stderr)
-        return 1
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f" ({error.filename})" if error.filename else "") + "."
-    return " ".join(str(error).split())
+    return run_script(lambda: args.call(args), again="")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from reporting.paths import (
 )
 from reporting.results import FoundResult, RunResult, find_results
 from reporting.variants import Told, names_of
+from wording import counted
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,8 @@ def mixed(entries: Iterable[Entry]) -> list[str]:
         facts[key, "teacher"].add(str(result.teacher))
         facts[key, "precision"].add(result.precision)
         facts[key, "device"].add(result.device)
-        tests[key.dataset, result.scope].add(f"{result.num_images} images")
-        tests[key.dataset, result.scope].add(f"{result.num_classes} classes")
+        tests[key.dataset, result.scope].add(counted(result.num_images, "image"))
+        tests[key.dataset, result.scope].add(counted(result.num_classes, "class"))
         if not result.eval_only and result.seconds["train"] is None:
             notes.append(f"{key} seed{seed}: resumed, so its training time is not counted")
     for (key, name), values in facts.items():
@@ -259,8 +260,8 @@ def facts_of(entries: Collection[Entry]) -> list[str]:
         if not result.eval_only:
             epochs[result.trainer].add(result.epochs)
         if result.store:
-            regions = result.store.get("num_regions")
-            teachers[result.trainer] = f"{result.store.get('teacher')} ({regions} stored regions)"
+            regions = counted(result.store.get("num_regions") or 0, "stored region")
+            teachers[result.trainer] = f"{result.store.get('teacher')} ({regions})"
         elif result.teacher:
             teachers[result.trainer] = result.teacher
     keys = [entry.key for entry in entries]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from wording import nearest
+
 BASE2NEW, CROSS, DOMAINS, FEW_SHOT = PROTOCOLS = (
     "base2new",
     "cross_dataset",
@@ -182,8 +184,10 @@ def find_method(name: str) -> Method:
     for method in METHODS.values():
         if name == method.trainer:
             return method
+    close = nearest(name, [*METHODS, *(method.trainer for method in METHODS.values())])
+    hint = f" Do you mean {close!r}?" * bool(close)
     raise ValueError(
-        f"METHOD is {name!r}, not one of {', '.join(METHODS)}, nor one of their trainers."
+        f"METHOD is {name!r}, not one of {', '.join(METHODS)}, nor one of their trainers.{hint}"
     )
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, pstdev
 
@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from reporting.methods import PLAIN
 from reporting.paired import Difference
+from wording import printable
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 ABSENT = "—"
@@ -352,16 +353,34 @@ def render(table: Table, form: str) -> str:
     styles = {"text": "simple", "markdown": "github", "latex": "latex_booktabs"}
     if form not in styles:
         raise ValueError(f"format is {form!r}; choose one of {', '.join(FORMATS)}.")
-    body = _grid(table, styles[form]) if table.rows else ""
+    safe = _markdown if form == "markdown" else printable
+    body = _grid(table, styles[form], safe) if table.rows else ""
+    caption, notes = ([safe(line) for line in lines] for lines in (table.caption, table.notes))
     if form == "latex":
-        remarks = [*table.caption, *table.notes]
-        return "\n".join([*(f"% {line}" for line in remarks), body]) + "\n"
+        return "\n".join([*(f"% {line}" for line in (*caption, *notes)), body]) + "\n"
     if form == "markdown":
-        notes = [f"- {note}" for note in table.notes]
-        parts = ["  \n".join(table.caption), body, "\n".join(notes)]
+        parts = ["  \n".join(caption), body, "\n".join(f"- {note}" for note in notes)]
     else:
-        parts = ["\n".join(table.caption), body, "\n".join(table.notes)]
+        parts = ["\n".join(caption), body, "\n".join(notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# Names come from folders and from files that others wrote: none of them may act as anything else.
+
+
+def _markdown(text: str) -> str:
+    """Without a new column, a tag or an entity. tabulate does this for LaTeX, for Markdown not."""
+    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
+        text = text.replace(sign, safe)
+    return printable(text)
+
+
+def _spreadsheet(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _plain(row: Row) -> dict:
@@ -371,7 +390,7 @@ def _plain(row: Row) -> dict:
     return values | {name.lower(): cell for name, cell in cells.items()}
 
 
-def _grid(table: Table, style: str) -> str:
+def _grid(table: Table, style: str, safe: Callable[[str], str]) -> str:
     rows, sources = table.rows, sources_of(table.rows)
     columns = {
         "data set": [f"average of {r.num_datasets}" if r.is_average else r.dataset for r in rows],
@@ -402,8 +421,8 @@ def _grid(table: Table, style: str) -> str:
         lines = _with_differences(table, list(columns), lines)
     words = ("data set", "method", "config", "knobs", "backbone")
     return tabulate(
-        lines,
-        headers=list(columns),
+        [[safe(text) for text in line] for line in lines],
+        headers=[safe(name) for name in columns],
         tablefmt=style,
         disable_numparse=True,
         colalign=["left" if name in words else "right" for name in columns],
@@ -466,7 +485,7 @@ def _csv(table: Table) -> str:
     if table.baseline:
         for name in table.columns:
             header += [f"{name.lower()}_difference", f"{name.lower()}_difference_error"]
-    writer.writerow(header)
+    writer.writerow(map(_spreadsheet, header))
     for row in table.rows:
         numbers = []
         for name in table.columns:
@@ -476,10 +495,9 @@ def _csv(table: Table) -> str:
         for name in table.columns if table.baseline else ():
             found = row.differences.get(name)
             differences += [found.mean, found.error] if found else [None, None]
-        writer.writerow(
-            [row.dataset, row.trainer, row.config, row.backbone, row.shots,
-             *(" ".join(map(str, row.seeds.get(name, ()))) for name in own), *numbers,
-             row.train_seconds, row.train_and_dump_seconds, row.num_datasets,
-             " ".join(row.knobs), row.transductive, row.published, *differences]
-        )  # fmt: skip
+        values = [row.dataset, row.trainer, row.config, row.backbone, row.shots,
+                  *(" ".join(map(str, row.seeds.get(name, ()))) for name in own), *numbers,
+                  row.train_seconds, row.train_and_dump_seconds, row.num_datasets,
+                  " ".join(row.knobs), row.transductive, row.published, *differences]  # fmt: skip
+        writer.writerow(map(_spreadsheet, values))
     return out.getvalue()

@@ -29,6 +29,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+from entry import end_workers, run_script  # noqa: E402
 from protocols.plan import Job, Settings, plan  # noqa: E402  (the repository is not a package)
 from protocols.schedule import execute  # noqa: E402
 from reporting.compare import compare  # noqa: E402
@@ -169,6 +170,7 @@ class _Call:
 
     def stop(self) -> None:
         self.future.cancel()
+        end_workers()
 
 
 # --- in a worker
@@ -259,4 +261,4 @@ def show_regions(store: Path, root: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -273,7 +273,7 @@ def test_kept_test_features_give_the_same_predictions(world, store, monkeypatch,
     assert image_id(item.impath) != old
     capsys.readouterr()
     third = run(world, store, "ZeroshotCLIP", "t/third", **keys)
-    assert "those of 1 images were missing" in capsys.readouterr().out
+    assert "those of 1 image were missing" in capsys.readouterr().out
 
     close_images(monkeypatch)
     fourth = run(world, store, "ZeroshotCLIP", "t/fourth", **keys)

@@ -14,7 +14,7 @@ from test_own_data import CLASSES, folders, load, paths, rows, table
 from datasets import decoding, prepare
 from datasets.decoding import check_images
 from datasets.own_files import read_csv, read_folder
-from words import counted
+from wording import counted
 
 # classnames.txt
 

@@ -678,6 +678,39 @@ def test_published_transfer_means_are_those_of_their_targets():
     assert checked > 30
 
 
+def evil_table() -> Table:
+    """Names that would act in a terminal, a page, a spreadsheet or a paper."""
+    names = ['=HYPERLINK("x")', "a|b<script>&amp;", "\x1b[2Jgone\nline", "50%_$x$ \\input{y}"]
+    scored = [
+        replace(score, dataset=name) for name in names for score in scores("CoOp", [50], [40])
+    ]
+    return Table(aggregate(scored), [f"Of {', '.join(names)}"], [f"a note: {names[2]}"])
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv"])
+def test_names_act_in_no_format(form):
+    text = render(evil_table(), form)
+    assert "\x1b" not in text and "\nline" not in text
+    if form == "text":
+        assert "\\u001b[2Jgone\\u000aline" in text and "a|b<script>" in text
+    if form == "markdown":
+        assert "<script>" not in text and "a\\|b&lt;script>&amp;amp;" in text
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+    if form == "latex":
+        assert r"50\%\_\$x\$ \textbackslash{}input\{y\}" in text
+        head = text[: text.index("\\begin")].strip().splitlines()
+        assert all(line.startswith("% ") for line in head)
+    if form == "csv":
+        found = [row["dataset"] for row in csv.DictReader(io.StringIO(text))]
+        assert '\'=HYPERLINK("x")' in found and not [n for n in found if n[0] in "=+-@"]
+
+
+def test_numbers_below_zero_stay_numbers_in_a_spreadsheet():
+    text = render(Table(aggregate(scores("CoOp", [-1.5], [40.0]))), "csv")
+    assert next(csv.DictReader(io.StringIO(text)))["base_mean"] == "-1.5"
+
+
 @pytest.fixture
 def few_shot(tmp_path):
     for seed in (1, 2):

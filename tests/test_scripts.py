@@ -39,7 +39,7 @@ class Copy:
         for name in ("scripts", "protocols", "reporting"):
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPO / name, self.root / name, ignore=ignore)
-        for name in ("parse_test_res.py", "run_protocol.py"):
+        for name in ("parse_test_res.py", "run_protocol.py", "entry.py", "wording.py"):
             shutil.copy(REPO / name, self.root)
         files = ["datasets/oxford_pets", "datasets/toy_shapes", "datasets/imagenet"]
         files += [
@@ -315,7 +315,9 @@ def test_dry_run_prints_a_command_that_can_be_pasted(copy):
     result = copy.run("coop/base2new_train.sh", "oxford_pets", 1, DRY_RUN="1", DATA="my data")
     assert copy.calls() == []
     command = shlex.split(result.stdout)
-    assert command[0] == str(copy.stub) and flag(command, "--root") == "my data"
+    assert command[3] == str(copy.stub) and flag(command, "--root").endswith("my data")
+    done = subprocess.run(["bash", "-c", result.stdout], cwd="/", capture_output=True)
+    assert done.returncode == 0 and copy.calls() == [command[4:]]
 
 
 @pytest.mark.parametrize(

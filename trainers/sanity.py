@@ -17,7 +17,7 @@ from models.prompted_clip import HandwrittenCLIP
 from models.teacher import Teacher, convert_pixels
 from models.templates import template_for
 from trainers.feature_cache import with_kept_features
-from words import counted
+from wording import counted
 
 MAX_IMAGES = 2000  # training images that the accuracies are measured on, evenly picked
 MAX_ROWS = 40  # classes that are listed

@@ -95,8 +95,9 @@ def check_availability(requested: str, available: Iterable[str]) -> None:
     known = list(available)
     if requested in known:
         return
-    close = difflib.get_close_matches(requested, known, n=1)
-    hint = f" Do you mean {close[0]!r}?" if close else ""
+    alike = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(requested.casefold(), alike, n=1)
+    hint = f" Do you mean {alike[close[0]]!r}?" if close else ""
     listing = ", ".join(known) if known else "none: is the module that registers them imported?"
     raise ValueError(f"{requested!r} is not known.{hint} Known: {listing}")
 

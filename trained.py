@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
+from yaml import YAMLError
 
 import trainers  # noqa: F401  (importing registers them)
 from configs.defaults import as_of_today, extend_cfg
@@ -70,9 +71,10 @@ def open_run(
     try:
         with open(folder / CONFIG_FILE, encoding="utf-8") as file:
             cfg.merge_from_other_cfg(as_of_today(CfgNode.load_cfg(file)))
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, YAMLError) as error:
         raise ValueError(
-            f"{error} If it was written by another version, use the commit in {folder / FILE_NAME}."
+            f"{folder / CONFIG_FILE} does not fit this version: {error.args[0]}. If another one "
+            f"wrote it, use the commit in {folder / FILE_NAME}."
         ) from error
     cfg.freeze()
     names = list(classnames) or json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))

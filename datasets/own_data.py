@@ -11,10 +11,11 @@ from pathlib import Path
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from datasets.base import CheckedDataset, data_root, label_problems, missing_files
-from datasets.fewshot import SPLITS, Entry, Split, divide, files, subfolders
+from datasets.fewshot import SPLIT_SEED, divide
+from datasets.listing import files, subfolders
+from datasets.split import SPLITS, Entry, Split
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
-SPLIT_SEED = 1  # of automatic splits: the same for all seeds of a run, so that all test alike
 
 
 class OwnDataset(CheckedDataset):

@@ -144,7 +144,7 @@ class FamilyDataset(CheckedDataset):
     dataset_dir = ""  # folder under DATASET.ROOT
     image_dir = ""  # folder in it that paths are relative to
     split_file = ""  # the published split; "": the official lists are the split
-    needed: tuple[str, ...] = ()  # files that a split is made from where split_file is missing
+    needed: tuple[str, ...] = ()  # files that a split is made of where split_file is missing
     listed = False  # the split is what the image folder holds, so that no file can be missing
     reproducible = False  # a split made here of the official lists is the published one
 

@@ -49,7 +49,7 @@ class Published(NamedTuple):
     def what(self) -> str:
         if self.parts == SPLITS:
             return "published split"
-        return f"{' and '.join(self.parts)} of the published split (the rest is not known here)"
+        return f"{' and '.join(self.parts)} of the published split (no digest of the rest is known)"
 
     def of(self, split: Split) -> str:
         return split._replace(**{part: [] for part in SPLITS if part not in self.parts}).digest()

@@ -70,14 +70,22 @@ def _merge_file(cfg: CfgNode, flag: str, name: str) -> None:
             + (f"{folder} holds {', '.join(there)}." if there else f"{folder} holds no yaml file.")
         )
     try:
-        with open(name, encoding="utf-8") as file:
-            loaded = CfgNode.load_cfg(file)
-        _whole_numbers_as_floats(loaded, cfg)
-        cfg.merge_from_other_cfg(loaded)
+        merge_yaml(cfg, name)
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{flag} {name} does not fit: {_plain(error)}. configs/defaults.py lists our keys."
         ) from error
+
+
+def merge_yaml(cfg: CfgNode, path: str | Path) -> None:
+    """Merge a yaml file; before it the one that its key _BASE_ names, a path beside it."""
+    with open(path, encoding="utf-8") as file:
+        loaded = CfgNode.load_cfg(file)
+    base = loaded.pop("_BASE_", "")
+    if base:
+        merge_yaml(cfg, Path(path).parent / base)
+    _whole_numbers_as_floats(loaded, cfg)
+    cfg.merge_from_other_cfg(loaded)
 
 
 def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:

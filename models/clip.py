@@ -23,9 +23,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import openai_clip
-from models.openai_clip import build_model, convert_weights, is_published
 from models.text import text_blocks
+
+with warnings.catch_warnings():  # it imports pkg_resources, which warns of its end
+    warnings.simplefilter("ignore")
+    import clip
+    from clip.model import build_model, convert_weights
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,7 +58,6 @@ class LoadedClip:
     device: torch.device
     text_path: str = "fast"  # how prompts go through the text tower: see models/prompted_clip.py
     text_chunk: int = 0  # classes that the text tower encodes at a time; 0: as many as fit
-    text_compiled: bool = False  # prompts are trained by way of torch.compile
 
     @property
     def feature_width(self) -> int:
@@ -118,7 +120,7 @@ def weights_digest(name: str) -> str | None:
     """sha256 of a model's weights without loading it, or None where only loading can tell."""
     if name in TOY_FILES:
         return _file_digest(TOY_FILES[name])
-    if is_published(name):
+    if name in clip.available_models():
         return _openai_url(name).split("/")[-2]
     if not name.startswith("open_clip:") and Path(name).is_file():
         return _file_digest(Path(name))
@@ -154,14 +156,14 @@ def _tell_once(message: str) -> None:
 def _load_openai(name: str, precision: str, device: torch.device) -> LoadedClip:
     if name in TOY_FILES:
         state, digest = _toy_state(TOY_FILES[name]), _file_digest(TOY_FILES[name])
-    elif is_published(name):
+    elif name in clip.available_models():
         state, digest = _published_state(name), _openai_url(name).split("/")[-2]
     elif Path(name).is_file():
         state, digest = _read_state(Path(name)), _file_digest(Path(name))
     else:
         raise ValueError(
             f"CLIP model {name!r} is unknown. Known: "
-            f"{', '.join(openai_clip.package().available_models())}, {', '.join(TOY_FILES)}, "
+            f"{', '.join(clip.available_models())}, {', '.join(TOY_FILES)}, "
             "open_clip:<arch>/<tag>, or the path of a weights file."
         )
     model = _build_openai(name, state)
@@ -171,7 +173,9 @@ def _load_openai(name: str, precision: str, device: torch.device) -> LoadedClip:
     return LoadedClip(
         name=name,
         model=model,
-        tokenize=functools.partial(_tokenize, openai_clip.tokenize, context_length),
+        tokenize=functools.partial(
+            _tokenize, functools.partial(clip.tokenize, truncate=True), context_length
+        ),
         digest=digest,
         image_size=model.visual.input_resolution,
         mean=OPENAI_MEAN,
@@ -201,9 +205,7 @@ def _published_state(name: str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():  # torch.jit.load is deprecated, and still what reads these
             warnings.filterwarnings("ignore", message=".*torch.jit.load")
-            model, _ = openai_clip.package().load(
-                name, device="cpu", download_root=str(_OPENAI_CACHE)
-            )
+            model, _ = clip.load(name, device="cpu", download_root=str(_OPENAI_CACHE))
     except (OSError, RuntimeError) as error:
         state = "does not match its checksum" if target.is_file() else "is not there"
         raise ValueError(
@@ -215,7 +217,7 @@ def _published_state(name: str) -> dict[str, Tensor]:
 
 def _openai_url(name: str) -> str:
     # .../<sha256>/<file>, as every repository of the family uses it
-    return openai_clip.package().clip._MODELS[name]
+    return clip.clip._MODELS[name]
 
 
 def _toy_state(path: Path) -> dict[str, Tensor]:
@@ -312,13 +314,12 @@ def _state_digest(model: nn.Module) -> str:
 def _tokenize(tokenizer: Callable, context_length: int, texts: list[str]) -> Tensor:
     """(len(texts), context_length) int64 ids.
 
+    Args:
+        tokenizer: cuts off what does not fit; so it is asked for one token more.
     Raises:
-        ValueError: a text does not fit (open_clip's tokenizer would cut it off silently).
+        ValueError: a text does not fit.
     """
-    try:
-        ids = tokenizer(texts, context_length=context_length + 1).long()
-    except RuntimeError as error:  # of OpenAI's tokenizer, which names the text
-        raise ValueError(f"{error}. Shorten the class name, the template or N_CTX.") from error
+    ids = tokenizer(texts, context_length=context_length + 1).long()
     padding = tokenizer([""], context_length=context_length + 1)[0, -1]
     for text, last in zip(texts, ids[:, -1], strict=True):
         if last != padding:

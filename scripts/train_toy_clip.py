@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import clip
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -37,7 +38,6 @@ sys.path.insert(0, str(ROOT))
 
 from datasets import toy_images as toy  # noqa: E402
 from datasets.toy import TOY_SETS  # noqa: E402
-from models import openai_clip as clip  # noqa: E402
 from models.clip import (  # noqa: E402
     OPENAI_MEAN,
     OPENAI_STD,

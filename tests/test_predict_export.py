@@ -14,7 +14,7 @@ from safetensors import safe_open
 import export
 import predict
 import train
-from reporting.predictions import read_predictions
+from reporting.paired import read_predictions
 from trained import open_run
 
 REPO = Path(__file__).resolve().parents[1]
@@ -47,8 +47,8 @@ def run(world: Path, trainer: str, out: str = "", *more: str, scope: str = "base
     ]
     if trainer.endswith("FDBPL"):  # no store: the prompts as they start
         model = train.main([*command, "--no-train", *options(scope)])
-        model.save_model(0, str(folder))
-        more = ("--eval-only", "--model-dir", str(folder), "--load-epoch", "1", *more)
+        model.save_model(0, str(folder / "start"))
+        more = ("--eval-only", "--model-dir", str(folder / "start"), "--load-epoch", "1", *more)
     train.main([*command, *more, *options(scope)])
     return folder
 

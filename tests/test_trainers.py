@@ -246,6 +246,9 @@ def test_checkpoints_that_do_not_fit_are_refused(world, store):
     evaluate = ["--eval-only", "--model-dir", str(world / "fit")]
     with pytest.raises(ValueError, match="holds epochs 1. Check --model-dir and --load-epoch"):
         run(world, store, "CoOp", "x", extra=[*evaluate, "--load-epoch", "9"])
+    with pytest.raises(ValueError, match="TRAINER.NAME is CoOp there and FDBPL now"):
+        run(world, "", "FDBPL", "x", extra=evaluate)
+    (world / "fit" / "identity.json").unlink()  # as where official code trained
     with pytest.raises(ValueError, match=r"missing \['negative_ctx'\]"):
         run(world, "", "FDBPL", "x", extra=evaluate)
     words = {"TRAINER.COOP.CTX_INIT": "a photo"}

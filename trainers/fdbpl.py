@@ -42,9 +42,7 @@ class StoredRegions(Distillation):
     Source: FDBPL, arXiv:2505.18053 (docs/METHOD.md: the terms, and how they act on each host).
     """
 
-    def teacher_name(self) -> str:
-        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
-        return "uniform" if uniform else self.cfg.TRAINER.FDBPL.TEACHER
+    OBJECTIVE = "FDBPL"
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
@@ -66,10 +64,10 @@ class StoredRegions(Distillation):
                 f"TRAINER.FDBPL.REGIONS_PER_STEP is {keys.REGIONS_PER_STEP}; it needs 1 to "
                 f"NUM_REGIONS ({keys.NUM_REGIONS})."
             )
-        if keys.TUNE_TEACHER_EPOCHS and cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if keys.TUNE_TEACHER_EPOCHS and cfg.TRAINER.DISTILL.CLASS_AGNOSTIC:
             raise ValueError(
                 "TRAINER.FDBPL.TUNE_TEACHER_EPOCHS tunes the teacher's prompt on labels, which the "
-                "words of TRAINER.KDPL.CLASS_AGNOSTIC do not have. Switch one of them off."
+                "words of TRAINER.DISTILL.CLASS_AGNOSTIC do not have. Switch one of them off."
             )
         if not any(_weights(keys).values()) and not cfg.TRAINER.DISTILL.LABEL_WEIGHT:
             raise ValueError(
@@ -120,7 +118,8 @@ class StoredRegions(Distillation):
         store = with_text_of_run(store, needs, self.teacher_text)
         store.check_run(needs)
         if cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS:
-            store = with_tuned_text(self, store, needs)
+            labels = [item.label for item in dataset.train_x]
+            store = with_tuned_text(store, needs, labels, cfg, self.device)
         print(f"Teacher logits of {len(needs.images)} images are read from {path}")
         return store
 

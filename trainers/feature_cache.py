@@ -5,12 +5,11 @@ Letters: N images, B images of a batch, D feature width.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from models.prompted_clip import FrozenCLIP
 from regions.dataset import RegionDataset
@@ -50,44 +50,38 @@ def cached_regions(model: FrozenCLIP, regions: RegionDataset, root: str, workers
     return found.kept
 
 
-@contextlib.contextmanager
-def cached_test_images(trainer: Any, split: str | None) -> Iterator[None]:
-    """For one test, put batches of kept features in the place of the loader of images.
+def with_kept_features(model: FrozenCLIP, cfg: CfgNode, loader: DataLoader) -> Iterable[dict]:
+    """A loader of test images, or batches of their features where these never change.
 
     Image towers that are trained, or transforms that cannot be told apart, are left alone.
     """
-    cfg = trainer.cfg
-    name = "val_loader" if (split or cfg.TEST.SPLIT) == "val" else "test_loader"
-    if getattr(trainer, name) is None:  # no validation images: Dassl tests on the others
-        name = "test_loader"
-    loader = getattr(trainer, name)
     transform = repr(getattr(loader.dataset, "transform", None))
-    if not (cfg.TEST.CACHE_FEATURES and has_frozen_images(trainer.model)) or " at 0x" in transform:
-        yield
-        return
+    if not (cfg.TEST.CACHE_FEATURES and has_frozen_images(model)) or " at 0x" in transform:
+        return loader
     folder = Path(cfg.TEST.FEATURES_DIR or Path(cfg.DATASET.ROOT, ".features")).expanduser()
     try:
         ids = np.array([image_id(item.impath) for item in loader.dataset.data_source], np.uint64)
     except OSError:  # a missing image: reading it will say so
-        yield
-        return
-    setattr(trainer, name, FeatureBatches(trainer, loader, transform, folder, ids))
-    try:
-        yield
-    finally:
-        setattr(trainer, name, loader)
+        return loader
+    return FeatureBatches(model, cfg, loader, transform, folder, ids)
 
 
 class FeatureBatches:
     """The batches of a test loader, features (B, D) in the place of images, in its order."""
 
     def __init__(
-        self, trainer: Any, loader: DataLoader, transform: str, folder: Path, ids: np.ndarray
+        self,
+        model: FrozenCLIP,
+        cfg: CfgNode,
+        loader: DataLoader,
+        transform: str,
+        folder: Path,
+        ids: np.ndarray,
     ) -> None:
         self.dataset, self.batch_size = loader.dataset, loader.batch_size
         self.items = loader.dataset.data_source
         start = time.perf_counter()
-        found = self._find(trainer, loader, transform, folder, ids)
+        found = self._find(model, cfg, loader, transform, folder, ids)
         print(f"Features of {len(ids)} images: {_told(found, time.perf_counter() - start)}")
         self.features = found.kept.features[found.kept.places(ids)]
 
@@ -104,9 +98,14 @@ class FeatureBatches:
             }
 
     def _find(
-        self, trainer: Any, loader: DataLoader, transform: str, folder: Path, ids: np.ndarray
+        self,
+        model: FrozenCLIP,
+        cfg: CfgNode,
+        loader: DataLoader,
+        transform: str,
+        folder: Path,
+        ids: np.ndarray,
     ) -> Found:
-        model, cfg = trainer.model, trainer.cfg
         clip = model.clip
         key = feature_key(
             {
@@ -132,7 +131,7 @@ class FeatureBatches:
             )
             bar = tqdm(subset, desc="image features", mininterval=0.5 if _is_shown() else 10)
             with torch.no_grad():
-                parts = [model.image_features(b["img"].to(trainer.device)).cpu() for b in bar]
+                parts = [model.image_features(b["img"].to(clip.device)).cpu() for b in bar]
             order = np.argsort(ids[places])
             return torch.cat(parts).float().numpy()[order]
 

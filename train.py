@@ -23,10 +23,12 @@ from pathlib import Path
 import torch
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed, setup_logger
+from yacs.config import CfgNode
 
 import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
 from configs.cli import UsageError, add_family_flags, explain, is_told, run_script, setup_cfg
+from files import Lock
 from models.clip import shared_clips
 from regions.dump import dump_seconds
 from reporting.predictions import write_predictions
@@ -98,8 +100,22 @@ def of_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> PromptTrainer:
-    """One run."""
+    """One run, the only one in its folder.
+
+    Raises:
+        Busy: another process is at work there.
+    """
     cfg = setup_cfg(args)
+    out = Path(cfg.OUTPUT_DIR).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    way_out = "Wait until it ends, or give another --output-dir."
+    # Beside the folder, so that nothing in it says a run is there before one is.
+    with Lock(out.with_name(f"{out.name}.lock"), f"at work in {cfg.OUTPUT_DIR}", way_out):
+        return run_alone(args, cfg)
+
+
+def run_alone(args: argparse.Namespace, cfg: CfgNode) -> PromptTrainer:
+    """One run, with its config."""
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)

@@ -28,14 +28,17 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed, setup_logger
+from yacs.config import CfgNode
 
 import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
 from configs.cli import add_family_flags, setup_cfg
+from files import Lock
 from models.clip import shared_clips, weights_digest
 from regions.store.record import dump_seconds
 from reporting.identity import (
     EPOCHS,
+    LATER,
     Identity,
     check_resume,
     completed,
@@ -128,11 +131,28 @@ def of_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> PromptTrainer:
-    """One run."""
+    """One run, the only one in its folder.
+
+    Raises:
+        Busy: another process is at work there.
+    """
     cfg = setup_cfg(args)
     require_names(cfg)
     if args.fresh and cfg.RESUME:
         raise UsageError("--fresh starts anew and --resume goes on: give one of them.")
+    out = Path(cfg.OUTPUT_DIR).resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    way_out = "Wait until it ends, or give another --output-dir."
+    # Beside the folder, so that nothing in it says a run is there before one is.
+    with Lock(out.with_name(f"{out.name}.lock"), f"at work in {cfg.OUTPUT_DIR}", way_out):
+        return run_alone(args, cfg)
+
+
+def run_alone(args: argparse.Namespace, cfg: CfgNode) -> PromptTrainer:
+    """One run, with its config."""
+    if not args.fresh:  # before anything is loaded, or written to the log of another run
+        later = dict.fromkeys((*LATER, *["trained"] * args.eval_only))
+        require_own(args, cfg, run_identity(cfg, later, args.eval_only))
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -175,21 +195,33 @@ def identify(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> Identity:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
         if learned:
             own["trained"] = trained_identity(args.model_dir, *trainer.loaded)
-        if holds_run(out):
-            require_same(out, own)
-    else:
-        extended = False
-        for folder in dict.fromkeys((out, cfg.RESUME or out)):
-            if holds_run(folder):
-                extended |= check_resume(folder, own, args.extend)
-        if extended:
-            print(f"Extended to {EPOCHS} {cfg.OPTIM.MAX_EPOCH}")
-            Path(out, FILE_NAME).unlink(missing_ok=True)  # of fewer epochs
+    if require_own(args, cfg, own):
+        print(f"Extended to {EPOCHS} {cfg.OPTIM.MAX_EPOCH}")
+        Path(out, FILE_NAME).unlink(missing_ok=True)  # of fewer epochs
     if args.eval_only or not args.no_train:
         # A store that is not there now is refused soon; what the run has read stays known.
         own = completed(own, read_identity(out) if holds_run(out) else None)
         write_identity(out, own)
     return own
+
+
+def require_own(args: argparse.Namespace, cfg, own: Identity) -> bool:
+    """The folders that this run goes on from, or writes into, hold it or nothing.
+
+    Returns:
+        Whether it goes on to more epochs than it had.
+    Raises:
+        IdentityError: they hold another run.
+    """
+    extended = False
+    for folder in dict.fromkeys((cfg.OUTPUT_DIR, cfg.RESUME or cfg.OUTPUT_DIR)):
+        if not holds_run(folder):
+            continue
+        if args.eval_only:
+            require_same(folder, own)
+        else:
+            extended |= check_resume(folder, own, args.extend)
+    return extended
 
 
 def facts_of(args: argparse.Namespace, cfg, trainer: PromptTrainer) -> dict[str, str | None]:

@@ -11,8 +11,8 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from datasets.base import CheckedDataset, data_root
 from datasets.decoding import check_images, memory_file
-from datasets.fewshot import Split
 from datasets.own_files import Listing, listed, read_csv, read_folder
+from datasets.split import Split
 from wording import counted
 
 

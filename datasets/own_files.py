@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.base import label_problems, told
-from datasets.fewshot import SPLITS, Entry, Split, divide, files, subfolders
+from datasets.fewshot import SPLIT_SEED, divide
+from datasets.listing import files, subfolders
+from datasets.split import SPLITS, Entry, Split
 from inputs import SUFFIXES, is_image, read_text
 from wording import counted
 
-SPLIT_SEED = 1  # of automatic splits: the same for all seeds of a run, so that all test alike
 NAMES_FILE = "classnames.txt"
 JUNK = "__MACOSX"  # what macOS adds to archives
 OTHER_SPLITS = ("validation", "valid", "dev", "training", "testing")  # what others call them

@@ -19,8 +19,6 @@ from entry import UsageError, run_script
 
 # isort: split
 import argparse
-import contextlib
-import io
 import os
 import shutil
 import sys
@@ -32,13 +30,13 @@ from dassl.data.datasets import DATASET_REGISTRY
 from tabulate import tabulate
 
 from datasets import imagenet_files
-from datasets.base import FamilyDataset
+from datasets.base import FALLBACK, OTHER_FILE, FamilyDataset
 from datasets.decoding import Checked, check_images
 from datasets.download import DownloadError, fetch, fetch_member
-from datasets.fewshot import SPLITS
 from datasets.own_files import read_own
 from datasets.sizes import SIZES, Sizes
 from datasets.sources import MIRROR, SOURCES, Part, Source
+from datasets.split import SPLITS
 from datasets.unpack import UnpackError, unpack
 from wording import nearest
 
@@ -83,9 +81,11 @@ def main(argv: list[str] | None = None) -> bool:
         reports.append(report)
     print(table(reports))
     for report in reports:
-        if report.problems:
+        lines = [report.note] if report.note else []
+        lines += report.problems[:20]
+        if lines:
             print(f"\n{report.name}:")
-            print("\n".join(f"  - {problem}" for problem in report.problems[:20]))
+            print("\n".join(f"  - {line}" for line in lines))
             if len(report.problems) > 20:
                 print(f"  - and {len(report.problems) - 20} more")
     return all(report.complete for report in reports)
@@ -136,7 +136,8 @@ def dataset(name: str) -> type[FamilyDataset]:
 
 def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:
     """Bring a data set's files into its folder; return what is left to do by hand."""
-    source, folder = SOURCES[name], root / dataset(name).dataset_dir
+    cls, source = dataset(name), SOURCES[name]
+    folder = root / cls.dataset_dir
     folder.mkdir(parents=True, exist_ok=True)
     print(f"== {name}: {folder}", flush=True)
     for other in source.copied:
@@ -144,18 +145,14 @@ def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:
         if original.is_file() and not copy.exists():
             shutil.copyfile(original, copy)
     failures: list[str] = []
-    for part in source.parts:
-        if not part.annotations:
+    for part in sorted(source.parts, key=lambda part: part.file == cls.split_file):
+        if part.file != cls.split_file or cls.split_file in _absent(name, folder):
             _get(part, folder, failures, delete_archives)
-    if _absent(source, folder) and source.mirror:
-        _get_from_mirror(source, folder, failures, delete_archives)
-    if dataset(name).split_file in _absent(source, folder):  # make a split at least
-        for part in source.parts:
-            if part.annotations:
-                _get(part, folder, failures, delete_archives)
+    if _absent(name, folder) and source.mirror:
+        _get_from_mirror(name, folder, failures, delete_archives)
     if name == "ImageNet":
         failures += imagenet_files.lay_out(folder)
-    absent = _absent(source, folder)
+    absent = _absent(name, folder)
     images = [product for product in absent if not product.endswith(SMALL)]
     if name == "ImageNet":  # its archives are no parts: they are behind a login
         images = [part for part in ("train", "val") if not (folder / "images" / part).is_dir()]
@@ -166,12 +163,17 @@ def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:
         steps.append(source.manual.format(folder=folder))
         absent = [product for product in absent if product.endswith(SMALL)]
     if absent:
-        steps.append(_by_hand(source, folder, absent))
+        steps.append(_by_hand(source, folder, absent, cls.split_file))
     return steps
 
 
-def _absent(source: Source, folder: Path) -> list[str]:
-    return [name for name in source.wanted if not (folder / name).exists()]
+def _absent(name: str, folder: Path) -> list[str]:
+    """What a usable data set lacks; a split file only where the lists it is made of lack too."""
+    cls = dataset(name)
+    wanted = [one for one in SOURCES[name].wanted if not (folder / one).exists()]
+    if cls.reproducible and all((folder / one).exists() for one in cls.needed):
+        wanted = [one for one in wanted if one != cls.split_file]
+    return wanted
 
 
 def _get(part: Part, folder: Path, failures: list[str], delete_archives: bool) -> None:
@@ -187,11 +189,10 @@ def _get(part: Part, folder: Path, failures: list[str], delete_archives: bool) -
         failures.append(str(error))
 
 
-def _get_from_mirror(
-    source: Source, folder: Path, failures: list[str], delete_archives: bool
-) -> None:
+def _get_from_mirror(name: str, folder: Path, failures: list[str], delete_archives: bool) -> None:
     """Take what is absent from the archive of the whole folder, or only a small file of it."""
-    url, absent = f"{MIRROR}/{source.mirror}", _absent(source, folder)
+    source, absent = SOURCES[name], _absent(name, folder)
+    url = f"{MIRROR}/{source.mirror}"
     small = [name for name in absent if name.endswith(SMALL)]
     try:
         if absent == small:
@@ -243,9 +244,12 @@ def _find(folder: Path, name: str, depth: int = 4) -> Path | None:
     return None
 
 
-def _by_hand(source: Source, folder: Path, absent: list[str]) -> str:
+def _by_hand(source: Source, folder: Path, absent: list[str], split_file: str) -> str:
     """What to download where to, for parts whose addresses do not answer."""
     steps = []
+    if split_file in absent:  # the lists do instead
+        lists = [one for part in source.parts if part.annotations for one in part.products]
+        absent = [one for one in absent if one != split_file or not lists] + lists
     for part in source.parts:
         if set(part.products) & set(absent):
             urls = " or ".join(url.replace("drive:", "https://drive.google.com/uc?id=")
@@ -268,6 +272,8 @@ class Report:
     classes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     verdict: str = "missing"
+    split: str = ""  # where it is from
+    note: str = ""  # what it is
     problems: list[str] = field(default_factory=list)
     next_step: str = ""
 
@@ -282,10 +288,8 @@ def verify(name: str, root: Path, decode: bool = False) -> Report:
     folder = root / cls.dataset_dir
     again = f"python -m datasets.prepare {folder.name} --root {root}"
     report.next_step = again
-    warnings = io.StringIO()
     try:
-        with contextlib.redirect_stdout(warnings):
-            split, problems = cls.inspect(folder)
+        split, problems, report.split, _, report.note = cls.inspect(folder)
     except (ValueError, OSError) as error:
         report.problems = [] if not folder.exists() else [" ".join(str(error).split())]
         return report
@@ -299,9 +303,8 @@ def verify(name: str, root: Path, decode: bool = False) -> Report:
     if report.problems:
         report.verdict = "incomplete"
         report.next_step = f"remove what is incomplete in {folder}, then {again}"
-    elif warnings.getvalue():
-        report.verdict = "split not the published one"
-        report.problems = [" ".join(warnings.getvalue().split())]
+    elif report.split in (FALLBACK, OTHER_FILE):
+        report.verdict, report.next_step = "split not the published one", "see below"
     else:
         report.verdict, report.next_step = "complete", "-"
     return report
@@ -352,8 +355,10 @@ def table(reports: list[Report]) -> str:
         if report.name == "ImageNet" and report.counts:
             counts[1] = "= test"
         classes = f"{report.classes} / {sizes.classes}"
-        rows.append([report.name, classes, *counts, report.verdict, report.next_step])
-    headers = ["data set", "classes found / expected", *SPLITS, "verdict", "next step"]
+        rows.append(
+            [report.name, classes, *counts, report.split or "-", report.verdict, report.next_step]
+        )
+    headers = ["data set", "classes found / expected", *SPLITS, "split", "verdict", "next step"]
     return tabulate(rows, headers, disable_numparse=True)
 
 

@@ -6,11 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from reporting.identity import Identity, read_identity, run_identity
-
-# What only data and loaded models tell; not compared.
-LATER = ("classes", "train images", "val images", "test images", "student weights",
-         "teacher weights")  # fmt: skip
+from reporting.identity import LATER, Identity, read_identity, run_identity
 
 
 def planned_identity(

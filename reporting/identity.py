@@ -65,6 +65,9 @@ OF_TRAINING = (
     "TRAINER.", "OPTIM.", "MODEL.BACKBONE.", "MODEL.HEAD.", "student weights", "tuned teacher",
 )  # fmt: skip
 CHECKPOINTS = ("*/model*.pth.tar*", "*/prompts-*.safetensors")  # in a run's folder
+# Facts that only data and loaded models tell.
+LATER = ("classes", "train images", "val images", "test images", "student weights",
+         "teacher weights")  # fmt: skip
 SHOWN = 6  # differences that a message lists
 
 Identity = dict[str, Any]
@@ -97,7 +100,7 @@ def run_identity(
         del known[EPOCHS]
     elif workers_count(flat):
         known[WORKERS] = flat[WORKERS]
-    known["method version"] = METHOD_VERSION
+    known |= {"kind": "test" if eval_only else "training", "method version": METHOD_VERSION}
     return known | _file_facts(flat, eval_only, Path(root)) | dict(facts)
 
 
@@ -285,7 +288,8 @@ ABSENT = "absent"
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Difference]:
     """Fields in which two identities differ; unknown facts are passed over."""
     found = []
-    for field in sorted({*there, *here}, key=lambda name: (name != "TRAINER.NAME", name)):
+    first = "kind", "TRAINER.NAME"
+    for field in sorted({*there, *here}, key=lambda name: (name not in first, name)):
         old, new = there.get(field, ABSENT), here.get(field, ABSENT)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             nested = differences(old, new)

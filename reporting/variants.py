@@ -27,7 +27,9 @@ OF_DATA = (
     "DATASET.", "classes", "test images",
     *{key for m in METHODS.values() for pairs in m.options.values() for key in pairs[::2]},
 )  # fmt: skip
-TOLD_ELSEWHERE = {"DATASET.SUBSAMPLE_CLASSES", "TEST.TEXT_INTERPOLATION"}  # by phase and knobs
+TOLD_ELSEWHERE = {  # by phase and knobs
+    "DATASET.SUBSAMPLE_CLASSES", "TEST.TEXT_INTERPOLATION", "kind", "test: kind",
+}  # fmt: skip
 UNKNOWN = "identity unknown"  # an older version wrote the result
 
 Fields = dict[str, Any]

@@ -596,6 +596,31 @@ def test_an_fdbpl_step_over_many_names_fits_on_a_card(count, largest):
     assert torch.cuda.max_memory_allocated(cuda) <= largest
 
 
+@pytest.mark.parametrize("position", ["middle", "front"])
+def test_a_closing_bracket_takes_the_full_stop_before_the_context_as_in_coop(position):
+    """CLIP's tokenizer has one token for ")." and CoOp cuts by the name's length without it."""
+    merged = [name for name in IMAGENET_CLASSNAMES if name.endswith(")")]
+    assert len(merged) == 6
+    stop, merged_stop = clip.tokenize(["."])[0, 1].item(), clip.tokenize([")."])[0, 1].item()
+    tokens_CL, lengths = full_prompts(IMAGENET_CLASSNAMES, "a photo of a")
+    layout = PromptLayout.build(IMAGENET_CLASSNAMES, tokenize, "a photo of a", position)
+    before = {"middle": 2, "front": 0}[position]
+    rows = zip(tokens_CL.tolist(), lengths, layout.token_CL.tolist(), layout.slot_CL.tolist(),
+               layout.end_C.tolist(), IMAGENET_CLASSNAMES, strict=True)  # fmt: skip
+    for full, length, tokens, slots, end, name in rows:
+        prefix, suffix = full[:1], full[5:]  # CoOp's token_prefix and token_suffix
+        learned = [None] * 4
+        plain = [*prefix, *learned[:before], *suffix[:length], *learned[before:], *suffix[length:]]
+        found = [None if slot >= 0 else token for token, slot in zip(tokens, slots, strict=True)]
+        assert found == plain[: len(found)]
+        assert [slot for slot in slots if slot >= 0] == [0, 1, 2, 3]
+        after_name, last = 1 + before + length, found[end - 1]
+        if name in merged:  # nothing but end-of-text follows the context
+            assert found[after_name - 1] == merged_stop and last is None
+        else:
+            assert found[after_name - 1] != stop and last == stop
+
+
 def test_an_unknown_text_path_is_refused():
     from dassl.config import get_cfg_default
 

@@ -40,7 +40,11 @@ TESTS = {  # what pytest is given, the quick ones first
     "regions/store/reader.py": "test_store.py test_region_kinds.py",
     "trainers/fdbpl.py": "test_trainers.py test_distillation.py",
 }
-SLOW = "browser 20000_names card memory imagenet full_size"  # parts of names of tests left out
+SLOW = (  # parts of names of tests that take seconds and tell nothing more
+    "browser 20000_names card memory imagenet full_size official_loaders across textures "
+    "clips_own opened pictures drawn bars compact colour training_from ensemble bf16 stopped "
+    "flipped_byte redoes one_line 1000 workers"
+)
 SKIPPED = {"annotation", "returns", "decorator_list", "bases", "msg", "exc", "cause"}
 KEPT = {"encoding", "strict"}  # keywords that change nothing here
 OPERATORS = {

@@ -125,7 +125,14 @@ def test_a_fifth_of_every_class_is_held_out(count, held):
 
 @pytest.mark.parametrize(
     "count, sizes",  # halves are rounded to the even number, as Python's round does
-    [(4, (2, 1, 1)), (5, (2, 1, 2)), (7, (4, 1, 2)), (9, (4, 2, 3)), (10, (5, 2, 3))],
+    [
+        (4, (2, 1, 1)),
+        (5, (2, 1, 2)),
+        (7, (4, 1, 2)),
+        (9, (4, 2, 3)),
+        (10, (5, 2, 3)),
+        (13, (6, 3, 4)),
+    ],
 )
 def test_a_class_is_divided_50_20_30(count, sizes):
     split = divide(entries(count) + entries(10, 1), random.Random(0))

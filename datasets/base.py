@@ -374,7 +374,7 @@ def label_problems(split: Split, classes: Sequence[str] = ()) -> list[str]:
 def missing_files(images: Path, split: Split) -> list[str]:
     """Folders that lack images which the split lists, with both counts."""
     return [
-        f"{images / folder}: {counted(len(here), 'image')} of the split found, "
+        f"{images / folder}: {counted(len(here), 'image', ',')} of the split found, "
         f"{len(names):,} expected"
         for folder, (names, here) in sorted(_by_folder(images, split).items())
         if len(here) < len(names)

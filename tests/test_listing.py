@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_written_to_serves(tree, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     assert listed(tree) == listed(tree) == EXPECTED
     assert [path.name for path in tree.parent.iterdir()] == ["images"]
 

@@ -35,6 +35,7 @@ from models.text import PromptLayout, TextEncoder
 
 NAMES = ["cat", "Highway or Road", "Saint_Bernard", "pirate ship", "a", "2012 BMW M3 coupe!"]
 WIDTH = 128
+CUTTING = functools.partial(clip.tokenize, truncate=True)  # as models.clip wants tokenizers
 
 
 def tokenize(texts: list[str]) -> torch.Tensor:
@@ -147,7 +148,7 @@ def test_too_long_a_name_is_refused(clip_model):
 
     with pytest.raises(ValueError, match="Shorten the class name"):
         PromptLayout.build(
-            ["word " * 80], lambda texts: _tokenize(clip.tokenize, 77, texts), "a photo of a"
+            ["word " * 80], lambda texts: _tokenize(CUTTING, 77, texts), "a photo of a"
         )
 
 
@@ -424,7 +425,7 @@ def test_templates_keep_the_dtype_of_the_tower(tiny_model):
 
 def test_a_name_too_long_for_a_template_is_refused(clip_model):
     checked = replace(
-        loaded(clip_model), tokenize=functools.partial(clip_loader._tokenize, clip.tokenize, 77)
+        loaded(clip_model), tokenize=functools.partial(clip_loader._tokenize, CUTTING, 77)
     )
     with pytest.raises(ValueError, match="Shorten the class name"):
         template_features(checked, ["cat", "word " * 73], ["a photo of a {}."])

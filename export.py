@@ -14,6 +14,10 @@ docs/REPRODUCE.md lists every tensor, and says which methods can be used how.
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import run_script
+
+# isort: split
 import argparse
 import json
 import sys
@@ -24,7 +28,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from configs.cli import run_script
+from files import write_whole
 from predict import read_names
 from reporting.results import git_commit
 from trained import add_run_flags, open_run
@@ -45,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tensors, about = export(trainer)
     tensors = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_name(args.out.name + ".partial")
-    partial.write_bytes(save(tensors, about))
-    partial.replace(args.out)
+    write_whole(args.out, save(tensors, about))
     print(f"wrote {args.out}")
     for name, value in tensors.items():
         print(f"  {name:24s} {' x '.join(map(str, value.shape)) or 'one number'}")
@@ -128,4 +130,4 @@ def _use(trainer, tensors: dict[str, Tensor]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, again=""))

@@ -13,6 +13,10 @@ Without --compare it reads log.txt, as the tools of CoOp's family do and also fo
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import run_script
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -55,21 +59,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return run_script(lambda: run(argv), again="")
+
+
+def run(argv: Sequence[str] | None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.directory is None and not args.compare:
         parser.error("give the folder that holds the seed folders, or --compare")
-    try:
-        if args.compare:
-            print_comparison(args)
-        elif args.multi_exp:
-            print_experiments(args)
-        else:
-            print(summarise(args.directory, args.keyword, args.test_log, args.ci95).text)
-    except (LogError, ResultError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    if args.compare:
+        print_comparison(args)
+    elif args.multi_exp:
+        print_experiments(args)
+    else:
+        print(summarise(args.directory, args.keyword, args.test_log, args.ci95).text)
 
 
 def print_comparison(args: argparse.Namespace) -> None:

@@ -12,15 +12,20 @@ the others. The exit code is 1 where any failed.
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import UsageError, run_script
+
+# isort: split
 import argparse
-import contextlib
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from reporting.__main__ import python, settings_of_environment
+from protocols.__main__ import python, settings_of_environment
+from protocols.plan import REFUSE, SKIP, Settings, check_datasets, plan
+from protocols.schedule import AnyJob, Cluster, Local, Outcome, execute
+from protocols.seeds import join_seeds
 from reporting.methods import (
     BASE2NEW,
     CROSS,
@@ -36,11 +41,11 @@ from reporting.methods import (
     find_method,
     source_of,
 )
-from reporting.plan import REFUSE, SKIP, Settings, check_datasets, plan
-from reporting.schedule import AnyJob, Cluster, Local, Outcome, execute
-from reporting.together import join_seeds
+from reporting.results import FILE_NAME
+from wording import counted, printable, unknown
 
 DATASETS = {BASE2NEW: ELEVEN, CROSS: CROSS_TARGETS, DOMAINS: DOMAIN_TARGETS, FEW_SHOT: ELEVEN}
+EPOCHS = "EPOCHS"  # stands where a test will read the last epoch of its training
 SHOTS = dict.fromkeys(PROTOCOLS, (16,)) | {FEW_SHOT: FEW_SHOTS}
 
 
@@ -48,9 +53,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("protocol", choices=PROTOCOLS)
+    parser.add_argument("protocol", type=protocol, metavar=f"{{{','.join(PROTOCOLS)}}}")
     add = parser.add_argument
-    add("--trainers", nargs="+", required=True, help="trainers, or folders of scripts/")
+    add("--trainers", nargs="+", required=True, help="trainers, or METHODs of scripts/run.sh")
     add("--datasets", nargs="+", help="stems in configs/datasets; targets of a transfer")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add("--together", action="store_true", help="a method's seeds in one process: one start-up")
@@ -72,39 +77,34 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def protocol(name: str) -> str:
+    if name not in PROTOCOLS:
+        raise argparse.ArgumentTypeError(unknown("the protocol", name, PROTOCOLS))
+    return name
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        with stopped_like_ctrl_c():
-            return run(args)
-    except KeyboardInterrupt:
-        print("\nstopped: run the same line again, it continues.", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        print(f"run_protocol.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-
-
-@contextlib.contextmanager
-def stopped_like_ctrl_c() -> Iterator[None]:
-    """A closed terminal or a kill must not leave runs behind that the next start knows not of."""
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    found = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup ignores it
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            found[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in found.items():
-            signal.signal(number, handler)
+    return run_script(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        methods, datasets, settings, jobs = planned(args)
+    except ValueError as error:
+        raise UsageError(error) from error
+    if args.dry_run:
+        print_plan(jobs, settings)
+        return 0
+    outcome = execute(jobs, backend_of(args, settings), python(), Path(settings.out, "logs"))
+    report(outcome)
+    print_table(args, methods, datasets, settings)
+    return 1 if outcome.failed else 0
+
+
+def planned(
+    args: argparse.Namespace,
+) -> tuple[list[Method], list[str], Settings, Sequence[AnyJob]]:
     methods = list({find_method(name).folder: find_method(name) for name in args.trainers}.values())
     datasets = args.datasets or list(DATASETS[args.protocol])
     check_datasets(args.protocol, datasets)
@@ -115,13 +115,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = plan(args.protocol, methods, datasets, args.seeds, shots, settings)
     if args.together:
         jobs = join_seeds(jobs)
-    if args.dry_run:
-        print_plan(jobs)
-        return 0
-    outcome = execute(jobs, backend_of(args, settings), python(), Path(settings.out, "logs"))
-    report(outcome)
-    print_table(args, methods, datasets, settings)
-    return 1 if outcome.failed else 0
+    return methods, datasets, settings, jobs
 
 
 def settings_of(args: argparse.Namespace, methods: Sequence[Method]) -> Settings:
@@ -145,39 +139,51 @@ def backend_of(args: argparse.Namespace, settings: Settings) -> Local | Cluster:
     if args.slurm is None:
         return Local(args.jobs or len(gpus) or 1, gpus)
     if gpus:
-        raise ValueError("--gpus are this machine's; on a cluster ask with --slurm gres=gpu:1")
+        raise UsageError("--gpus are this machine's; on a cluster ask with --slurm gres=gpu:1")
     odd = [word for word in args.slurm if "=" not in word]
     if odd:
-        raise ValueError(f"--slurm takes NAME=VALUE, not {odd[0]!r}; for example partition=gpu")
+        raise UsageError(f"--slurm takes NAME=VALUE, not {odd[0]!r}; for example partition=gpu")
     options = dict(word.split("=", 1) for word in args.slurm)
     return Cluster(Path(settings.root, settings.out, "slurm"), options, args.jobs or 64)
 
 
-def print_plan(jobs: Sequence[AnyJob]) -> None:
-    """Every job with what would happen to it, and its command."""
+def print_plan(jobs: Sequence[AnyJob], settings: Settings) -> None:
+    """Every job with what would happen to it, and its command; a shell can run it as it is."""
+    print(f"cd {shlex.quote(str(settings.root))}")
     counts = {"finished": 0, "refused": 0, "to run": 0}
     for number, job in enumerate(jobs, start=1):
         verdict, why = job.decide()
         word = {SKIP: "finished", REFUSE: "refused"}.get(verdict, "to run")
         counts[word] += 1
-        print(f"{number:4d}  {word:8s}  {job}")
+        print(f"# {number:3d}  {word:8s}  {job}")
         if verdict == REFUSE:
-            print(f"                {why}")
+            print(f"#      {why}")
         elif verdict != SKIP:
-            command = job.command(epochs="EPOCHS")
-            print(f"                python {shlex.join(command)}")
-    print(", ".join(f"{count} {word}" for word, count in counts.items() if count))
-    if any("EPOCHS" in job.command(epochs="EPOCHS") for job in jobs):
-        print("EPOCHS: the last epoch of the training, read from its results.json.")
+            print(as_pasted([python(), *job.command(epochs=EPOCHS)]))
+    print("# " + ", ".join(f"{count} {word}" for word, count in counts.items() if count))
+
+
+def as_pasted(words: Sequence[str]) -> str:
+    """A line for bash. What the last epoch of a training will be, it reads when it runs."""
+    line = shlex.join(words)
+    if EPOCHS not in words:
+        return line
+    seeds = words[words.index("--seeds") + 1] if "--seeds" in words else ""
+    folder = words[words.index("--model-dir") + 1].replace("{seed}", seeds)
+    code = f"import json; print(json.load(open({str(Path(folder, FILE_NAME))!r}))['epochs'])"
+    read = f'"$({shlex.join([words[0], "-c", code])})"'
+    return line.replace(f"--load-epoch {EPOCHS}", f"--load-epoch {read}")
 
 
 def report(outcome: Outcome) -> None:
     print(
-        f"{len(outcome.done)} jobs done, {len(outcome.skipped)} finished before, "
+        f"{counted(len(outcome.done), 'job')} done, {len(outcome.skipped)} finished before, "
         f"{len(outcome.failed)} failed."
     )
     for job, why in outcome.failed:
-        print(f"FAILED {job}: {why.strip().splitlines()[-1].strip()}", file=sys.stderr)
+        cause, *rest = why.strip().splitlines()
+        print(printable(f"FAILED {job}: {cause.strip()}"), file=sys.stderr)
+        print(*(printable(line) for line in rest[:1]), sep="\n", file=sys.stderr)
 
 
 def print_table(

@@ -52,7 +52,7 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
     """A teacher's image tower; the text tower works once per run and is left out.
 
     Args:
-        half: all weights in bfloat16, the fastest that an online teacher can be.
+        half: weights in bfloat16, the fastest that an online teacher can be.
     Raises:
         ValueError: neither open_clip nor STUDENTS knows the name.
     """
@@ -72,7 +72,15 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
             delattr(model, part)
     if any(weight.is_meta for weight in model.parameters()):
         fill(model.to_empty(device="cpu"))
-    return _loaded(name, model.bfloat16() if half else model, size, "fp32", device)
+    return _loaded(name, in_bfloat16(model) if half else model, size, "fp32", device)
+
+
+def in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
+    """All weights but those of OpenAI's LayerNorm, which computes in float32 and wants them so."""
+    for module in model.bfloat16().modules():
+        if isinstance(module, clip.model.LayerNorm):
+            module.float()
+    return model
 
 
 @torch.no_grad()

@@ -142,10 +142,6 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.FDBPL.REGIONS_PER_STEP = 1  # of each image in the batch
     # Hosts without image prompts: features of the regions are computed once, beside the store.
     cfg.TRAINER.FDBPL.CACHE_FEATURES = True
-    # Other hosts: "pil" cuts as the dump did, in the loader's workers; "device" decodes each image
-    # once, into a temporary file, and cuts whole batches where the model computes.
-    cfg.TRAINER.FDBPL.CUT = "pil"
-    cfg.TRAINER.FDBPL.DECODED_DIR = ""  # folder of that file; "": the system's
     cfg.TRAINER.FDBPL.REGION_WEIGHT = "entropy"  # entropy: w = 1 - H(p) / ln C; none: w = 1
     cfg.TRAINER.FDBPL.NEGATIVE_INIT = "a photo of no"  # as many words as the positive context
     cfg.TRAINER.FDBPL.DISTILL_WEIGHT = 1.0

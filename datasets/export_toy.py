@@ -7,13 +7,17 @@ Writes data/my_data/images/<class>/0000.png, ... and data/my_data/list.csv (path
 
 from __future__ import annotations
 
+# First, since a signal may come during the imports below.
+from entry import run_script
+
+# isort: split
 import argparse
 import csv
 import sys
 from pathlib import Path
 
-from configs.cli import run_script
 from datasets.toy import TOY_SETS
+from wording import counted
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
             rows.append((path.as_posix(), thing.name))
     with (args.folder / "list.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
-    print(f"Wrote {len(rows)} images of {args.classes} classes and list.csv to {args.folder}.")
+    wrote = f"{counted(len(rows), 'image')} of {counted(args.classes, 'class')}"
+    print(f"Wrote {wrote} and list.csv to {args.folder}.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.templates import spoken
 from models.text import text_blocks
+from wording import counted
 
 with warnings.catch_warnings():  # it imports pkg_resources, which warns of its end
     warnings.simplefilter("ignore")
@@ -148,6 +150,30 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def tell_unknown_words(clip: LoadedClip, classnames: Sequence[str]) -> None:
+    """Say once which words of class names a model cannot know: the toy pair knows a few only."""
+    table = getattr(clip.model, "token_embedding", None)
+    known_V = None if table is None else table.weight.any(dim=1).cpu()
+    if known_V is None or known_V.all():  # a token that no training has seen is zero
+        return
+    split = {name: spoken(name).split() for name in classnames}
+    words = list(dict.fromkeys(word for parts in split.values() for word in parts))
+    unknown = set()
+    for word, token_L in zip(words, clip.tokenize(words) if words else (), strict=True):
+        own_L = token_L[1 : int(token_L.argmax())]  # between start- and end-of-text
+        if not known_V[own_L].all():
+            unknown.add(word)
+    if unknown:
+        shown = [word for word in words if word in unknown]
+        more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
+        alike = sum(unknown >= set(parts) for parts in split.values())
+        _tell_once(
+            f"Warning: {clip.name} does not know the words {', '.join(shown[:20])}{more}."
+            + (f" {alike} of {counted(len(split), 'class')} consist of such words alone: to it "
+               "they are all alike." if alike else "")
+        )  # fmt: skip
 
 
 @functools.cache

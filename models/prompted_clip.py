@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.clip import LoadedClip
+from models.clip import LoadedClip, tell_unknown_words
 from models.learners import ContextLearner, Prompts
 from models.plain_text import PlainTextEncoder
 from models.prompt_layout import PromptLayout
@@ -67,6 +67,7 @@ class HandwrittenCLIP(FrozenCLIP):
 
     def __init__(self, clip: LoadedClip, classnames: Sequence[str], template: str):
         super().__init__(clip)
+        tell_unknown_words(clip, classnames)
         text_ECD = template_features(clip, classnames, template.split(SEPARATOR))
         text_CD = unit(text_ECD[0] if len(text_ECD) == 1 else unit(text_ECD).mean(dim=0))
         self.register_buffer("text_CD", text_CD, persistent=False)
@@ -127,6 +128,7 @@ class PromptedCLIP(FrozenCLIP):
             ValueError: the learner has image prompts and the backbone no vision transformer.
         """
         super().__init__(clip)
+        tell_unknown_words(clip, classnames)
         self.learner = learner.to(clip.device)
         self.vision_encoder = VisionEncoder(clip.model) if learner.has_vision else None
         self._layout = (context, position, per_class)

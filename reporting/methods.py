@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from wording import nearest
+
 BASE2NEW, CROSS, DOMAINS, FEW_SHOT = PROTOCOLS = (
     "base2new",
     "cross_dataset",
@@ -61,7 +63,7 @@ class Stems:
 class Method:
     """One line of the table of methods."""
 
-    folder: str  # in scripts/, and METHOD of scripts/run.sh
+    folder: str  # METHOD of scripts/run.sh, and the folder in scripts/ where there is one
     trainer: str  # registered name, and folder in configs/trainers
     base2new: Stems
     cross: Stems  # cross-data-set and domain generalisation: one training serves both
@@ -167,6 +169,7 @@ _FDBPL = (
         for host, (trainer, stems) in _DISTILLED.items()
     ),
 )
+PLAIN = tuple(dict.fromkeys(method.trainer for method in _PLAIN))  # the order of rows in a table
 METHODS = {method.folder: method for method in (*_PLAIN, *_KDPL, *_FDBPL)}
 
 
@@ -181,8 +184,10 @@ def find_method(name: str) -> Method:
     for method in METHODS.values():
         if name == method.trainer:
             return method
+    close = nearest(name, [*METHODS, *(method.trainer for method in METHODS.values())])
+    hint = f" Do you mean {close!r}?" * bool(close)
     raise ValueError(
-        f"METHOD is {name!r}, not one of {', '.join(METHODS)}, nor one of their trainers."
+        f"METHOD is {name!r}, not one of {', '.join(METHODS)}, nor one of their trainers.{hint}"
     )
 
 

@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from benchmarks import bars, dump, end_to_end, startup, step_time, table
-from benchmarks.clips import TINY, class_names, random_student
+from benchmarks import dump, end_to_end, report, step_time, table
+from benchmarks.clips import TINY, class_names, random_student, random_teacher
 from benchmarks.measure import Part, count
 from benchmarks.official import FullPrompts
 from benchmarks.steps import POSITIVE, Bench
+from models.prompted_clip import FrozenCLIP
 
 CPU = torch.device("cpu")
 WANTED = (
@@ -32,13 +34,18 @@ def steps(tmp_path_factory):
 
 def test_step_time_keeps_rows_and_ratios_by_class_count(steps):
     record = json.loads(steps.read_text())
-    assert set(record["ratios"]) == {"2", "3"}
-    for ratios in record["ratios"].values():
+    assert [(found["student"], found["classes"]) for found in record["ratios"]] == [
+        (TINY, 2), (TINY, 3)
+    ]  # fmt: skip
+    for ratios in record["ratios"]:
         assert all(ratios[name] > 0 for name in WANTED)
     for row in record["rows"]:
         assert {"name", "classes", "ms", "flop", "peak_bytes"} <= set(row)
         assert row["note"] if row["ms"] is None else min(row["flop"], row["peak_bytes"]) > 0
     assert record["versions"]["torch"] and record["machine"]["cores"] and "commit" in record
+    for part in record["parts"]:
+        least, median, most = part["seconds"]["cpu"]
+        assert 0 <= least <= median <= most
     names = {row["name"] for row in record["rows"]}
     assert {"CoOp, official", "FDBPL, its authors", "MaPLe here", "PromptSRC here"} <= names
 
@@ -56,7 +63,7 @@ def test_step_time_on_a_gpu_has_its_rows(tmp_path, precision):
 
 
 def test_fewer_tokens_cost_fewer_operations_and_less_memory(steps):
-    for ratios in json.loads(steps.read_text())["ratios"].values():
+    for ratios in json.loads(steps.read_text())["ratios"]:
         assert ratios["text_flop_vs_77"] > 2 and ratios["saved_activations_vs_77"] > 2
 
 
@@ -83,7 +90,7 @@ def test_whole_run_is_composed_of_measured_pieces(steps, tmp_path):
     """With one second for each piece the composed phases are how often a run does it."""
     record = json.loads(steps.read_text())
     for part in record["parts"]:
-        part["seconds"]["cpu"] = [1.0]
+        part["seconds"]["cpu"] = [1.0, 1.0, 1.0]
     ones = tmp_path / "ones.json"
     ones.write_text(json.dumps(record))
     sizes = ["--student", TINY, "--classes", "2", "--images", "64", "--epochs", "10"]
@@ -108,7 +115,7 @@ def test_toy_runs_are_measured_by_phase(world, tmp_path):
     assert list(rows) == ["KDPL here", "FDBPL here, M = 2"]
     for row in rows.values():
         assert ("dump" in row["phases"]) == row["name"].startswith("FDBPL")
-        assert row["phases"].keys() == row["wall"].keys() and min(row["wall"].values()) > 0
+        assert min(row["phases"].values()) > 0
 
 
 def test_dump_tells_regions_per_second_and_shares(tmp_path):
@@ -122,31 +129,23 @@ def test_dump_tells_regions_per_second_and_shares(tmp_path):
         assert 0 < row["teacher_share"] < 1 and 0 < row["decode_share"] < 1
 
 
-def test_startup_is_told_by_phase(tmp_path, capsys):
-    path = tmp_path / "startup.json"
-    startup.main(["--trainers", "FDBPL", "--rounds", "1", "--json", str(path)])
-    record = json.loads(path.read_text())
-    (row,) = record["rows"]
-    assert row["name"] == "FDBPL" and min(row[phase] for phase in startup.PHASES) > 0
-    assert sum(row[phase] for phase in startup.PHASES) == pytest.approx(row["wall"], abs=0.01)
-    assert row["cpu"] > 0 and "commit" in record and record["options"]["rounds"] == 1
-    assert "| FDBPL |" in capsys.readouterr().out
+def test_a_bf16_teacher_computes_what_the_fp32_one_does():
+    images, found = torch.randn(2, 3, 32, 32), []
+    for half in (False, True):
+        tower = FrozenCLIP(random_teacher(TINY, CPU, half=half))
+        found.append(tower.image_features(images).float())
+    assert F.cosine_similarity(*found).min() > 0.99
 
 
-def test_a_run_that_ends_before_its_first_step_is_told(tmp_path):
-    call = startup.command(startup.report.REPO, tmp_path, "train.py", "CoOp", "--no-train")
-    with pytest.raises(RuntimeError, match="ended before its first step:(?s:.*)no folder"):
-        startup.until_first_step(call, startup.report.REPO)
-
-
-def test_a_bar_is_met_or_not():
-    ratios = {50: {"fdbpl_vs_kdpl_online": 131.0, "regions_32x8_vs_32": 1.2}}
-    checked = bars.check_step(ratios, "cpu", "ViT-B/16")
-    assert [(bar["ratio"], bar["met"]) for bar in checked] == [
-        ("fdbpl_vs_kdpl_online", True),
-        ("regions_32x8_vs_32", False),
-    ]
-    assert "NOT MET  regions_32x8_vs_32" in bars.lines(checked)
+def test_a_result_says_on_which_cpu(steps, monkeypatch, tmp_path):
+    """A virtual machine's name hides whether it has bf16 units."""
+    assert set(json.loads(steps.read_text())["machine"]["flags"]) <= set(report.CPU_FLAGS)
+    text = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
+    (tmp_path / "cpuinfo").write_text(f"{text}flags\t\t: fpu avx2 avx512_bf16\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(report, "Path", lambda name: tmp_path / "cpuinfo")
+    found = {"cpu": "AMD EPYC", "family": "26", "model": "2", "stepping": "1"}
+    assert report.cpu() == {**found, "flags": ["avx2", "avx512_bf16"]}
+    assert step_time.cpu_has_bf16()
 
 
 @pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)

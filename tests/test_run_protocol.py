@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ from pathlib import Path
 import pytest
 
 import run_protocol
+from protocols.plan import Settings, plan
+from protocols.schedule import Cluster, Local, Outcome, _why, execute
+from protocols.seeds import join_seeds
 from reporting.methods import BASE2NEW, METHODS
-from reporting.plan import Settings, plan
 from reporting.results import RunResult
-from reporting.schedule import Cluster, Local, execute
-from reporting.together import join_seeds
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -48,10 +49,10 @@ def repo(tmp_path, monkeypatch):
     for name in ("train.py", "dump_teacher_logits.py"):
         (tmp_path / name).write_text(WORKER)
     (tmp_path / "configs/datasets").mkdir(parents=True)
-    (tmp_path / "configs/datasets/toy_shapes.yaml").touch()
+    (tmp_path / "configs/datasets/toy_shapes.yaml").write_text("{}")
     for trainer in ("CoOp", "FDBPL", "MaPLe_FDBPL", "ZeroshotCLIP"):
         (tmp_path / f"configs/trainers/{trainer}").mkdir(parents=True)
-        (tmp_path / f"configs/trainers/{trainer}/toy.yaml").touch()
+        (tmp_path / f"configs/trainers/{trainer}/toy.yaml").write_text("{}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -103,6 +104,50 @@ def test_a_failure_takes_its_followers_with_it_and_nothing_else(repo, capsys):
     assert len(again.done) == 3 and len(again.skipped) == 4 and not again.failed
 
 
+@pytest.mark.parametrize(
+    ("log", "code", "wanted"),
+    [
+        (["a", "error: no such folder. Make one.", "", "Exception ignored in: x"], 1,
+         "error: no such folder. Make one. (exit code 1)"),
+        (["Traceback (most recent call last):", '  File "x", line 1', "torch.cuda.SomeError: bad",
+          "[rank0]: bye"], 1, "torch.cuda.SomeError: bad (exit code 1)"),
+        (["the GPU is on fire", " "], 3, "the GPU is on fire (exit code 3)"),
+        ([], 4, "exit code 4"),
+        (["epoch [1/2]"], -9, "ended by SIGKILL, perhaps as the memory is full"),
+        (["error: \x1b[2Jgone"], 1, "error: \\u001b[2Jgone (exit code 1)"),
+    ],
+)  # fmt: skip
+def test_the_report_of_a_failure_starts_with_its_cause(repo, capsys, log, code, wanted):
+    (job, *_), path = jobs_of(repo, "coop"), repo / "the log.txt"
+    path.write_text("\n".join(["$ python train.py", *log]))
+    why = _why(job, code, path)
+    cause, whole, *end = why.splitlines()
+    assert (cause, whole) == (f"    {wanted}", f"    the whole log: {path}")
+    assert [line[4:] for line in end] == [line.replace("\x1b", "\\u001b") for line in log]
+    run_protocol.report(Outcome(failed=[(job, why)]))
+    said = capsys.readouterr()
+    assert said.out == "0 jobs done, 0 finished before, 1 failed.\n"
+    assert said.err == f"FAILED {job}: {wanted}\n    the whole log: {path}\n"
+
+
+def test_a_full_disk_leaves_no_run_behind(repo, monkeypatch):
+    """The second log cannot be written while the first job runs."""
+    monkeypatch.setenv("NAP", "60")
+    start, started = Local.start, []
+
+    def on_a_full_disk(self, *arguments):
+        if started:
+            raise OSError(28, "No space left on device", str(arguments[1]))
+        started.append(start(self, *arguments))
+        return started[0]
+
+    monkeypatch.setattr(Local, "start", on_a_full_disk)
+    jobs = [job for job in jobs_of(repo, "coop", seeds=(1, 2)) if job.kind == "train"]
+    with pytest.raises(OSError, match=r"No space left on device.*seed2.txt"):
+        run(repo, jobs, Local(jobs=2))
+    assert started[0].process.poll() == -signal.SIGTERM
+
+
 def test_a_run_that_ends_without_results_has_failed(repo):
     (repo / "train.py").write_text("print('hm')")
     outcome = run(repo, jobs_of(repo, "zsclip"))
@@ -134,16 +179,15 @@ def subprocess_stub():
     return type("Process", (), {"pid": 0, "poll": lambda self: 0})()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_and_kill_stop_the_runs_and_the_same_command_goes_on(repo, stop):
     """In a process of its own, with the signals that a terminal and kill send."""
     code = f"""
 import sys; sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests")!r}]
 from pathlib import Path
-import run_protocol
+from entry import run_script
 import test_run_protocol as here
-with run_protocol.stopped_like_ctrl_c():
-    here.run(Path("."), here.jobs_of(Path("."), "coop"))
+sys.exit(run_script(lambda: here.run(Path("."), here.jobs_of(Path("."), "coop"))))
 """
     env = {**os.environ, "NAP": "60"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=repo, env=env,
@@ -152,7 +196,9 @@ with run_protocol.stopped_like_ctrl_c():
     while not record(repo) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(stop)
-    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=30)[1]
+    assert said.endswith("stopped: run the same line again, it continues.\n"), said
+    assert "Traceback" not in said and process.returncode == 128 + stop
     time.sleep(0.2)
     with contextlib.suppress(FileNotFoundError):  # the worker napped on: it would have written this
         assert not list((repo / "output").rglob("results.json"))
@@ -160,7 +206,7 @@ with run_protocol.stopped_like_ctrl_c():
 
 
 def test_time_left_follows_the_jobs_that_are_done(repo):
-    from reporting.schedule import _Clock
+    from protocols.schedule import _Clock
 
     (train, test, *_), clock = jobs_of(repo, "coop", seeds=(1, 2)), _Clock()
     assert clock.left([train], []) == ""
@@ -224,7 +270,10 @@ def test_dry_run_shows_the_plan_and_runs_nothing(capsys, tmp_path):
         "FDBPL dump toy_shapes seed 1", "FDBPL train toy_shapes seed 1",
         "FDBPL test toy_shapes seed 1",
     ]  # fmt: skip
-    assert said.count("OPTIM.MAX_EPOCH 2") == 5 and "--load-epoch EPOCHS" in said
+    assert said.count("OPTIM.MAX_EPOCH 2") == 5 and '--load-epoch "$(' in said
+    commands = [line for line in said.splitlines() if not line.startswith("#")]
+    assert commands[0] == f"cd {shlex.quote(str(REPO))}" and len(commands) == 6
+    assert all(shlex.split(line)[0] == run_protocol.python() for line in commands[1:])
     assert "5 to run" in said
 
 
@@ -232,6 +281,8 @@ def test_dry_run_shows_the_plan_and_runs_nothing(capsys, tmp_path):
     ("words", "message"),
     [
         (["base2new", "--trainers", "CoOpp"], "METHOD is 'CoOpp'"),
+        (["base2new", "--trainers", "Coop_FDBPL"], "Do you mean 'CoOp_FDBPL'?"),
+        (["base2new", "--trainers", "CoOp", "--datasets", "toyshapes"], "do you mean toy_shapes?"),
         (["few_shot", "--trainers", "PromptKD", "--datasets", "toy_shapes"], "not defined under"),
         (["cross_dataset", "--trainers", "CoOp", "--datasets", "toy_shapes_blur"], "it is of dom"),
         (["base2new", "--trainers", "CoOp", "--datasets", "toy_shapes", "--", "A"], "KEY without"),
@@ -249,6 +300,30 @@ def test_usage_errors_are_one_line(capsys, words, message):
     assert run_protocol.main(words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_protocol_that_is_not_known(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_protocol.main(["base2nwe", "--trainers", "CoOp"])
+    assert "'base2nwe', which is not known. Do you mean 'base2new'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_dry_run_is_a_script_for_bash(repo, capsys, together):
+    """Pasted as it is from anywhere: also the tests, whose trainings end in between."""
+    jobs = jobs_of(repo, "coop", "fdbpl", seeds=(1, 2), opts=("TRAINER.COOP.CTX_INIT", "a $x 'y'"))
+    jobs = join_seeds(jobs) if together else jobs
+    run_protocol.print_plan(jobs, Settings(root=repo))
+    said = capsys.readouterr().out
+    assert said.count("--load-epoch") == (2 if together else 4) and not record(repo)
+    done = subprocess.run(["bash", "-ec", said], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert all(job.decide()[0] == "skip" for job in jobs)
+    epochs = {
+        line[line.index("--load-epoch") + 1] for line in record(repo) if "--load-epoch" in line
+    }
+    assert epochs == {str(RunResult.read(repo / jobs[0].folder / ("seed1" * together)).epochs)}
+    assert all(" ".join(line).endswith("a $x 'y'") for line in record(repo))
 
 
 # --- several seeds in one process
@@ -291,7 +366,7 @@ def test_a_seed_that_must_not_be_overwritten_refuses_all(repo):
     run(repo, join_seeds(jobs_of(repo, "coop", seeds=(1,))))
     joined = join_seeds(jobs_of(repo, "coop", seeds=(1, 2), opts=("OPTIM.LR", "1.0")))
     verdict, why = joined[0].decide()
-    assert verdict == "refuse" and "seed1 holds a finished run of another kind" in why
+    assert verdict == "refuse" and "seed1 holds another run: OPTIM.LR is 0.0003 there" in why
 
 
 # --- every protocol on the toy world
@@ -383,6 +458,37 @@ def test_protocol_runs_on_the_toy_data_by_its_command(world, protocol, capsys):
         if trainer != "CoOp" and not untrained:
             assert sorted(map(str.lower, row["differences"])) == sorted(wanted)
             assert all(found["error"] is not None for found in row["differences"].values())
+
+
+@pytest.mark.parametrize("extra", [[], ["--together"]])
+def test_an_interrupted_run_is_not_continued_as_another(world, capsys, extra):
+    """The checkpoint of epoch 1 is there, results.json is not."""
+    from toy_runs import stopped_in
+
+    out = world / f"cut{len(extra)}"
+    command = toy_command(world, "base2new")
+    command[2 : command.index("--datasets")] = ["CoOp"]
+    command = [word.replace(str(world / "output"), str(out)) for word in command]
+    command[1:1] = extra
+    command += [
+        "TRAIN.CHECKPOINT_FREQ",
+        "1",
+        "OPTIM.MAX_EPOCH",
+        "3",
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        "8",
+    ]
+    with stopped_in("CoOp", epoch=1):
+        run_protocol.run(run_protocol.parse_args(command))
+    folder = out / "base2new/train_base/toy_shapes/shots_2/CoOp/toy/seed1"
+    assert (folder / "identity.json").exists() and not (folder / "results.json").exists()
+    assert run_protocol.main([*command, "OPTIM.LR", "0.5"]) == 1
+    assert "OPTIM.LR is 0.01 there and 0.5 now. Set another OUT" in capsys.readouterr().err
+    assert not (folder / "results.json").exists()
+    assert run_protocol.main(command) == 0
+    assert RunResult.read(folder).seconds["train"] is None  # it went on
+    assert run_protocol.main([*command, "OPTIM.LR", "0.5"]) == 1
+    assert "OPTIM.LR is 0.01 there and 0.5 now" in capsys.readouterr().err
 
 
 def test_seeds_together_reach_what_they_reach_alone(world, capsys):

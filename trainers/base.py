@@ -27,6 +27,7 @@ from models.templates import template_for
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
 from trainers.evaluation import Evaluation
 from trainers.feature_cache import with_kept_features
+from trainers.images import data_manager
 from trainers.sanity import report_own_data
 
 
@@ -44,6 +45,7 @@ class PromptTrainer(TrainerX):
         self.seconds: dict[str, float | None] = {"setup": None, "train": None, "test": None}
         self.store = None  # the region store of a training run that reads one
         self.scaler = None  # gradient scaler; only amp has one
+        self.loaded: tuple[Path, int | None] | None = None  # checkpoint of load_model, its epoch
         self._start = time.perf_counter()
         super().__init__(cfg)
 
@@ -79,6 +81,10 @@ class PromptTrainer(TrainerX):
     def taught_classnames(self) -> list[str]:
         """Names of the classes that training tells apart."""
         return self.dm.dataset.classnames
+
+    def training_images(self) -> Sequence:
+        """The images that training sees, as the data set lists them."""
+        return self.dm.dataset.train_x
 
     def teacher_name(self) -> str | None:
         """The teacher that this run learns from, for its results."""
@@ -117,6 +123,13 @@ class PromptTrainer(TrainerX):
             raise ValueError(
                 f"TRAINER.{self.PROMPT}.PREC is {precision!r}; choose one of {PRECISIONS}."
             )
+
+    def build_data_loader(self) -> None:
+        self.dm = data_manager(self.cfg)
+        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+            setattr(self, name, getattr(self.dm, name))
+        for name in ("num_classes", "num_source_domains", "lab2cname"):
+            setattr(self, name, getattr(self.dm, name))
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -304,6 +317,7 @@ class PromptTrainer(TrainerX):
         epoch = checkpoint.get("epoch")
         print(f'Loading weights to {self.MODEL_NAME} from "{path}" (epoch = {epoch})')
         load_prompts(self._models[self.MODEL_NAME], checkpoint["state_dict"], path)
+        self.loaded = path, epoch
 
     def save_model(self, epoch: int, directory: str, *args, **keys) -> None:
         """Dassl's checkpoints, and the prompts beside them as safetensors."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import losses
+from inputs import read_text
 from models.prompted_clip import PromptedCLIP
 from models.templates import DEFAULT, template_for
 
@@ -136,7 +137,7 @@ def read_vocabulary(path: str) -> list[str]:
             f"TRAINER.DISTILL.VOCABULARY is {path!r}, which is no file. With CLASS_AGNOSTIC True "
             "it needs to be a text file with one word or name a line."
         )
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     if lines and "ClassName" in lines[0].split(","):
         import csv
 

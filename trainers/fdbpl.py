@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,12 +15,12 @@ from models.clip import LoadedClip, supported_precision, weights_digest
 from models.learners import initial_context
 from models.prompted_clip import PromptedCLIP
 from models.teacher import Teacher
-from regions.dataset import RegionDataset, RegionSampler, as_it_is, collate_regions
-from regions.pixels import DecodedImages, RegionPixels, decoded_bytes
-from regions.spec import relative_path
+from regions.dataset import RegionDataset
+from regions.features import RegionFeatures
+from regions.loader import RegionSampler, as_it_is, collate_regions
 from regions.store import RegionStore, RunNeeds
-from regions.student_features import RegionFeatures
-from regions.text import with_text_of_run
+from regions.store.spec import relative_path
+from regions.store.teacher_text import with_text_of_run
 from trainers.coop import CoOp
 from trainers.distillation import Distillation
 from trainers.feature_cache import cached_regions, has_frozen_images
@@ -31,7 +28,6 @@ from trainers.registry import objective
 from trainers.tuned_teacher import with_tuned_text
 
 REGION_WEIGHTS = ("entropy", "none")
-CUTS = ("pil", "device")
 
 
 @objective("FDBPL")
@@ -51,13 +47,6 @@ class StoredRegions(Distillation):
             raise ValueError(
                 f"TRAINER.FDBPL.REGION_WEIGHT is {keys.REGION_WEIGHT!r}; choose one of "
                 f"{REGION_WEIGHTS}."
-            )
-        if keys.CUT not in CUTS:
-            raise ValueError(f"TRAINER.FDBPL.CUT is {keys.CUT!r}; choose one of {CUTS}.")
-        if keys.DECODED_DIR and not Path(keys.DECODED_DIR).is_dir():
-            raise ValueError(
-                f"TRAINER.FDBPL.DECODED_DIR is {keys.DECODED_DIR}, which is no folder. Make it, or "
-                "leave the key empty for the system's temporary one."
             )
         if not 1 <= keys.REGIONS_PER_STEP <= keys.NUM_REGIONS:
             raise ValueError(
@@ -159,21 +148,12 @@ class StoredRegions(Distillation):
         )
 
     def whole_batches(self, regions: RegionDataset) -> Dataset | None:
-        """The regions as features or as pixels cut on the device, where that is to be."""
-        cfg, keys = self.cfg, self.cfg.TRAINER.FDBPL
-        if keys.CACHE_FEATURES and has_frozen_images(self.model):
+        """The regions as features, where these never change; None: they are cut from images."""
+        cfg = self.cfg
+        if cfg.TRAINER.FDBPL.CACHE_FEATURES and has_frozen_images(self.model):
             workers = cfg.DATALOADER.NUM_WORKERS
             kept = cached_regions(self.model, regions, cfg.DATASET.ROOT, workers)
             return RegionFeatures(regions, kept)
-        if keys.CUT == "device":
-            sizes = regions.store.spec.images.sizes[regions.places]
-            folder = keys.DECODED_DIR or tempfile.gettempdir()
-            needed, free = decoded_bytes(sizes), shutil.disk_usage(folder).free
-            print(f"Decoded images: {needed / 1e6:.1f} MB in {folder}, {free / 1e6:.1f} MB free")
-            if needed <= free / 2:
-                paths = [item.impath for item in regions.items]
-                return RegionPixels(regions, DecodedImages(paths, sizes, folder), self.device)
-            print("That is more than half of it: regions are cut by Pillow in the loader instead")
         return None
 
     # Learning from it

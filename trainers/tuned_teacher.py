@@ -21,9 +21,8 @@ from yacs.config import CfgNode
 from models.clip import LoadedClip, load_clip, supported_precision
 from models.learners import ContextLearner, initial_context
 from models.prompted_clip import PromptedCLIP
-from regions.fit import RunNeeds
-from regions.store import RegionStore
-from regions.text import read_text, write_text
+from regions.store import RegionStore, RunNeeds
+from regions.store.teacher_text import read_text, write_text
 
 WORDS = "a photo of a"  # the context starts from them, as CoOp's does
 BATCH = 256  # regions per step

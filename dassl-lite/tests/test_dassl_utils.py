@@ -292,3 +292,15 @@ def test_log_switches_files_and_goes_on_without_one(tmp_path, keep_stdout, capsy
     print("fourth")  # to the console alone
     assert (tmp_path / "b.txt").read_text() == "second\nthird\n"
     assert capsys.readouterr().out == "third\nfourth\n"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.6, 0.95, 0.999])
+def test_a_cut_checkpoint_is_named_whatever_the_reader_says(tmp_path, kept):
+    """torch seeks behind the end of some: the system's "Invalid argument" names no file."""
+    path = tmp_path / "model.pth.tar-3"
+    state = {"state_dict": {"ctx": torch.zeros(16, 512)}, "epoch": 3}
+    utils.save_checkpoint(state, tmp_path, model_name=path.name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=f"{path} (cannot be read|holds more than)"):
+        utils.load_checkpoint(path)

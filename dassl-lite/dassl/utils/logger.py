@@ -21,7 +21,7 @@ class Logger:
         if fpath is not None:
             mkdir_if_missing(os.path.dirname(fpath))
             # Line-buffered: a killed run keeps every line it printed.
-            self.file = open(fpath, "a", encoding="utf-8", buffering=1)
+            self.file = open(fpath, "a", encoding="utf-8", buffering=1, errors="backslashreplace")
 
     def __enter__(self) -> Logger:
         return self

@@ -76,7 +76,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"No image at {path}; check DATASET.ROOT.") from None
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNGs
+    except Exception as error:  # decoders raise many kinds, such as SyntaxError for a broken PNG
         raise ValueError(f"{path} is not a readable image ({error}); fetch it again.") from error
 
 
@@ -95,8 +95,9 @@ def check_availability(requested: str, available: Iterable[str]) -> None:
     known = list(available)
     if requested in known:
         return
-    close = difflib.get_close_matches(requested, known, n=1)
-    hint = f" Do you mean {close[0]!r}?" if close else ""
+    alike = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(requested.casefold(), alike, n=1)
+    hint = f" Do you mean {alike[close[0]]!r}?" if close else ""
     listing = ", ".join(known) if known else "none: is the module that registers them imported?"
     raise ValueError(f"{requested!r} is not known.{hint} Known: {listing}")
 

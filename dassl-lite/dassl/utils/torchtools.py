@@ -88,9 +88,9 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
             "c = torch.load(p, map_location='cpu', weights_only=False); c['scheduler'] = None; "
             'torch.save(c, p)"'
         ) from error
-    except OSError:
-        raise
     except Exception as error:  # a damaged file can fail anywhere in the reader
+        if isinstance(error, OSError) and error.filename:
+            raise
         raise ValueError(
             f"{fpath} cannot be read ({(str(error) or 'it is empty').splitlines()[0]}). "
             "Fetch it again, or delete it to go on from an older checkpoint."

@@ -45,4 +45,4 @@ $(READY): requirements.txt dassl-lite/pyproject.toml
 	@mkdir -p $(dir $@) && touch $@
 
 clean:  ## remove the environment and what runs wrote here
-	rm -rf .venv .setup output data stores
+	rm -rf .venv .setup output demo data stores

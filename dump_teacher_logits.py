@@ -7,16 +7,13 @@ r"""Run the frozen teacher over image regions once, and keep its logits.
 Writes shard_00000.safetensors, ... and, last, manifest.json (docs/REGION_STORE.md); the time it
 took goes to <store>.dump.json. Called again, it continues.
 
-Several processes share the work under torchrun, and so do lines of one command with --shared, on
-one machine or on several that see the same folder (scripts/dump_slurm.py is a Slurm array of them):
+Several processes share the work, on one machine or on several that see the folder: process r of N
+makes every N-th shard, the one that finds all of them there finishes the store, and the same line
+with any N continues. torchrun sets RANK and WORLD_SIZE, as scripts/dump_slurm.py does for an array
+of Slurm jobs, and so can you:
 
     torchrun --nproc-per-node 8 dump_teacher_logits.py --root $DATA ...
-
-Images of tar files or folders, too many for a list, are dumped without a data set of Dassl:
-
-    python dump_teacher_logits.py --root $DATA --store stores/imagenet \
-        --source "$DATA/imagenet/train-*.tar" --classnames imagenet_classes.txt \
-        --seed 1 DATASET.TEMPLATE "a photo of a {}."
+    RANK=0 WORLD_SIZE=2 python dump_teacher_logits.py --root $DATA ...
 """
 
 from __future__ import annotations
@@ -41,27 +38,21 @@ from torch import Tensor
 
 import datasets  # noqa: F401  registers the data sets
 from configs.cli import add_family_flags, setup_cfg
+from files import human
 from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
 from regions.dump import (
     dump,
     dump_cost,
-    dump_seconds,
     list_images,
-    stored_teacher_accuracy,
-    teacher_on_pixels,
-    threads_of_dump,
 )
-from regions.fit import require_same_spec
-from regions.images import ImageTable
-from regions.manifest import find_dump
-from regions.pace import find_pace, using_threads
-from regions.shared import SharedWriter
-from regions.sources import expand, images_of, read_classnames
-from regions.spec import FROM_TEACHER, RegionSpec, region_settings
 from regions.store import RegionStore
-from regions.writer import StoreWriter
+from regions.store.fit import require_same_spec
+from regions.store.layout import find_dump
+from regions.store.record import dump_seconds
+from regions.store.spec import FROM_TEACHER, RegionSpec, region_settings
+from regions.store.writer import StoreWriter
 from wording import counted
 
 
@@ -73,29 +64,23 @@ def main(args: argparse.Namespace) -> None:
     store = Path(args.store or cfg.TRAINER.FDBPL.STORE).expanduser()
     seed = region_settings(cfg)["seed"]
     set_random_seed(seed)
-    place = Place.from_environment(args.shared)
+    place = Place.from_environment()
     device = place.device(cfg.USE_CUDA)
 
     seeds = sorted(set(args.union_of_seeds or [seed]))
     root = Path(cfg.DATASET.ROOT).expanduser()
-    if args.source:
-        sources = expand(args.source)
-        classnames = read_classnames(sources, args.classnames)
-        images = ImageTable.of(images_of(sources, root))
-    else:
-        classnames, items = union_of_seeds(cfg, seeds)
-        images = list_images(items, root)
+    classnames, items = union_of_seeds(cfg, seeds)
     name = cfg.TRAINER.FDBPL.TEACHER
     spec = RegionSpec.from_cfg(
         cfg,
         template=template_for(cfg.DATASET.NAME, cfg.DATASET.TEMPLATE),
         classnames=classnames,
-        images=images,
+        images=list_images(items, root),
         teacher_precision=supported_precision(cfg.TRAINER.FDBPL.TEACHER_PREC, device),
         teacher_digest=weights_digest(name) or "",
         image_seeds=seeds,
     )
-    if refuse_or_recognise(store, spec, place.shared):
+    if refuse_or_recognise(store, spec, place):
         place.tell(f"{store} is complete, and made as asked: nothing to do.")
         return
     if spec.kind != "features":  # whose size the teacher tells
@@ -110,67 +95,71 @@ def main(args: argparse.Namespace) -> None:
     if spec.kind == "features":
         print_plan(store, spec, epochs=cfg.OPTIM.MAX_EPOCH, tell=place.tell)
     run_teacher = teacher.image_features if spec.kind == "features" else teacher
-    pace, told = find_pace(
-        spec,
-        root,
-        teacher_on_pixels(run_teacher, teacher.mean, teacher.std, device),
-        regions_left(store, spec),
-        on_cpu=device.type == "cpu",
-        threads=args.threads,
-        workers=args.workers,
-        before=threads_of_dump(store),
-    )
-    place.tell(f"Pace            {told}")
     if spec.teacher_precision != "fp32" and place.rank == 0:
         run_teacher = ComparedWithFp32(teacher, run_teacher)
-    with using_threads(pace.threads):
-        finished = dump(
-            store,
-            spec,
-            root,
-            run_teacher,
-            mean=teacher.mean,
-            std=teacher.std,
-            device=device,
-            batch_size=args.batch_size,
-            workers=pace.workers,
-            shard_images=args.shard_images,
-            started=started,
-            text=text_CD,
-            shared=place.shared,
-            progress=place.rank == 0,
-        )
-    if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left and run_teacher.gaps:
+    if args.threads:  # of the image tower; the text has the same bits with any number
+        torch.set_num_threads(args.threads)
+    finished = dump(
+        store,
+        spec,
+        root,
+        run_teacher,
+        mean=teacher.mean,
+        std=teacher.std,
+        device=device,
+        batch_size=args.batch_size,
+        workers=usual_workers(device) if args.workers is None else args.workers,
+        shard_images=args.shard_images,
+        started=started,
+        text=text_CD,
+        rank=place.rank,
+        world=place.world_size,
+        progress=place.rank == 0,
+    )
+    if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left > 0 and run_teacher.gaps:
         run_teacher.tell()  # a dump of fewer batches
     if finished is not None:
         print_result(finished)
     else:
         print(
-            f"process {place.rank}: no work is left; the process that makes the last shard of "
-            f"{store} finishes it. Should all have ended before, run the same line again."
+            f"process {place.rank} of {place.world_size} has made its shards; the one that makes "
+            f"the last shard of {store} finishes it. Should one have died, run the same line again."
         )
 
 
+def usual_workers(device: torch.device) -> int:
+    """Processes that decode and cut, where --workers does not say.
+
+    None beside a teacher on a CPU, whose threads take every core. A GPU needs them: a region takes
+    about 1.5 ms to decode and cut, so four of them keep up with 2500 regions/s.
+    """
+    if device.type == "cpu":
+        return 0
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(0, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
 class ComparedWithFp32:
-    """A teacher in lower precision whose first batches are computed in fp32 too, for the log.
+    """A teacher in lower precision whose first regions are computed in fp32 too, for the log.
 
     The weights are the same float32 ones: bf16 and fp16 are autocast (models/teacher.py).
     """
 
-    def __init__(self, teacher: Teacher, run: Callable[[Tensor], Tensor], batches: int = 2) -> None:
-        self.teacher, self.run, self.left = teacher, run, batches
+    def __init__(self, teacher: Teacher, run: Callable[[Tensor], Tensor]) -> None:
+        self.teacher, self.run, self.left = teacher, run, 512  # regions to compare
         clip = replace(teacher.clip, precision="fp32")
         self.exact = Teacher(clip, teacher.classnames, teacher.template)
         self.gaps: list[Tensor] = []
         self.agree: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self.left:
-            self.left -= 1
+        if self.left > 0:
+            self.left -= len(images)
             logits, exact = self.teacher(images), self.exact(images)
             self.gaps.append((logits - exact).abs().flatten())
             self.agree.append((logits.argmax(-1) == exact.argmax(-1)).float())
-            if not self.left:
+            if self.left <= 0:
                 self.tell()
         return self.run(images)
 
@@ -188,22 +177,29 @@ class Place:
     """Which of the processes of a dump this is, and what it computes on."""
 
     rank: int
+    world_size: int
     local_rank: int  # on this machine
-    shared: bool  # other processes may write to the same store
 
     @classmethod
-    def from_environment(cls, shared: bool) -> Place:
-        """Read what torchrun sets; without it the only process, which may share all the same."""
-        rank, local_rank, world_size = (
-            int(os.environ.get(name, default))
-            for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-        )
-        return cls(rank, local_rank, shared or world_size > 1)
+    def from_environment(cls) -> Place:
+        """Read what torchrun sets; without it the only process.
+
+        Raises:
+            UsageError: the variables are no such numbers.
+        """
+        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        given = {name: os.environ.get(name, default) for name, default in names.items()}
+        if not all(value.isdigit() for value in given.values()) or (
+            int(given["RANK"]) >= int(given["WORLD_SIZE"])
+        ):
+            told = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise UsageError(f"{told}: RANK counts from 0 to WORLD_SIZE - 1. Set or unset both.")
+        return cls(*map(int, given.values()))
 
     def device(self, use_cuda: bool) -> torch.device:
         if not (use_cuda and torch.cuda.is_available()):
             return torch.device("cpu")
-        if not self.shared:
+        if self.world_size == 1:
             return torch.device("cuda")
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
@@ -230,23 +226,17 @@ def union_of_seeds(cfg, seeds: Sequence[int]) -> tuple[list[str], list[Datum]]:
 def require_usage(args: argparse.Namespace, cfg) -> None:
     if not (args.store or cfg.TRAINER.FDBPL.STORE):
         raise UsageError("where to? Give --store FOLDER, or set TRAINER.FDBPL.STORE.")
-    if args.source and not cfg.DATASET.TEMPLATE:
-        raise UsageError(
-            'which prompt? Give DATASET.TEMPLATE "a photo of a {}." to a dump of --source.'
-        )
-    if args.union_of_seeds and args.source:
-        raise UsageError("--source takes every image: --union-of-seeds has nothing to draw from.")
-    if not cfg.DATASET.NAME and not args.source:
+    if not cfg.DATASET.NAME:
         raise UsageError(
             "which images? Give --dataset-config-file configs/datasets/<data set>.yaml."
         )
-    if args.batch_size < 1 or (args.shard_images is not None and args.shard_images < 1):
-        raise UsageError("--batch-size and --shard-images need 1 or more.")
-    if (args.threads is not None and args.threads < 1) or (args.workers or 0) < 0:
-        raise UsageError("--threads needs 1 or more, --workers 0 or more.")
+    for name, least in (("batch_size", 1), ("shard_images", 1), ("threads", 1), ("workers", 0)):
+        given = getattr(args, name)
+        if given is not None and given < least:
+            raise UsageError(f"--{name.replace('_', '-')} is {given}; it needs {least} or more.")
 
 
-def refuse_or_recognise(store: Path, spec: RegionSpec, shared: bool) -> bool:
+def refuse_or_recognise(store: Path, spec: RegionSpec, place: Place) -> bool:
     """Before the teacher is loaded: is the store there already (True), or still to be done?
 
     Raises RegionStoreError when the folder holds something else.
@@ -256,8 +246,8 @@ def refuse_or_recognise(store: Path, spec: RegionSpec, shared: bool) -> bool:
         return False
     unknown = [name for name in FROM_TEACHER if not getattr(spec, name)]
     require_same_spec(store, found.spec, spec, ignore=unknown)
-    writer_class = SharedWriter if shared else StoreWriter
-    with writer_class(store, replace(found.spec, images=spec.images)) as writer:
+    known = replace(found.spec, images=spec.images)
+    with StoreWriter(store, known, rank=place.rank, world=place.world_size) as writer:
         return writer.is_finished
 
 
@@ -288,19 +278,11 @@ def bytes_there(store: Path) -> int:
     return sum(file.stat().st_size for file in store.glob("*.safetensors"))
 
 
-def regions_left(store: Path, spec: RegionSpec) -> int:
-    """About how many regions the teacher has still to see, by the size of what is on disk."""
-    cost = dump_cost(spec)
-    return round(cost.passes * max(0.0, 1 - bytes_there(store) / cost.bytes))
-
-
 def print_result(store: RegionStore) -> None:
-    accuracy, regions = stored_teacher_accuracy(store), len(store) * store.spec.num_regions
+    regions = len(store) * store.spec.num_regions
     print(
-        f"Wrote {store.path}: {counted(len(store), 'image')} x "
-        f"{counted(store.spec.num_regions, 'region')}.\n"
-        f"Teacher top-1   {accuracy.regions:.1f} % of the regions, "
-        f"{accuracy.images:.1f} % of the images (mean probability over the regions)"
+        f"Wrote {store.path}: {len(store)} images x {store.spec.num_regions} regions.\n"
+        f"Teacher accuracy {store.teacher_accuracy():.1f} % of the regions"
     )
     seconds = dump_seconds(store.path)
     if seconds:
@@ -310,41 +292,25 @@ def print_result(store: RegionStore) -> None:
         )
 
 
-def human(size: int) -> str:
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
-    return f"{size / unit:.1f} {name}"
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", default="", help="folder to write; else TRAINER.FDBPL.STORE")
     parser.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a folder or tar file of images under --root, or a quoted pattern of several, instead "
-        "of a data set; may repeat (regions/sources.py)",
+        "--batch-size",
+        type=int,
+        help="regions per teacher pass (default: 8 on a CPU, else 256)",
     )
-    parser.add_argument(
-        "--classnames", type=Path, metavar="FILE", help="of --source, a name a line, by label"
-    )
-    parser.add_argument("--batch-size", type=int, default=256, help="regions per teacher pass")
     parser.add_argument(
         "--shard-images", type=int, help="images per shard (about 4096 regions); lost if killed"
     )
-    parser.add_argument(
-        "--threads", type=int, help="of the teacher on a CPU (default: the fastest, by measurement)"
-    )
+    parser.add_argument("--threads", type=int, help="of the teacher on a CPU (default: torch's)")
     parser.add_argument(
         "--workers",
         type=int,
-        help="processes that decode and cut images; 0: none (default: by measurement)",
-    )
-    parser.add_argument(
-        "--shared", action="store_true", help="other processes run this line too (torchrun says so)"
+        help="processes that decode and cut images (default: 0 beside a teacher on a CPU; beside a "
+        "GPU one less than the cores, up to 4)",
     )
     parser.add_argument(
         "--union-of-seeds",

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from files import write_whole
 from predict import read_names
 from reporting.results import git_commit
 from trained import add_run_flags, open_run
@@ -48,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tensors, about = export(trainer)
     tensors = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_name(args.out.name + ".partial")
-    partial.write_bytes(save(tensors, about))
-    partial.replace(args.out)
+    write_whole(args.out, save(tensors, about))
     print(f"wrote {args.out}")
     for name, value in tensors.items():
         print(f"  {name:24s} {' x '.join(map(str, value.shape)) or 'one number'}")

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 from dassl.data.transforms import build_transform
-from PIL import Image
 
+from inputs import SUFFIXES, is_image, read_image, read_text
 from trained import add_run_flags, open_run
 from wording import printable
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+LISTS = (".csv", ".json", ".list", ".lst", ".tsv", ".txt")  # how files of names may end
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,13 +43,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    paths = list(find_images(args.images))
+    names, paths = read_names(args.classnames), list(find_images(args.images))
+    if len(names) == 1:
+        raise UsageError(f"--classnames has one name, {names[0]!r}: every image would be it")
     if not paths:
-        raise UsageError(f"no image in {' '.join(args.images)} ({', '.join(sorted(SUFFIXES))})")
+        raise UsageError(f"no image in {' '.join(args.images)} ({', '.join(SUFFIXES)})")
     told = sys.stdout
     sys.stdout = sys.stderr  # what the trainer says on loading is not the answer
     try:
-        trainer = open_run(args.model_dir, read_names(args.classnames), args.load_epoch)
+        trainer = open_run(args.model_dir, names, args.load_epoch)
         transform = build_transform(trainer.cfg, is_train=False)
     finally:
         sys.stdout = told
@@ -72,23 +74,37 @@ def find_images(given: Sequence[str]) -> Iterator[Path]:
             continue
         path = Path(word)
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            yield from sorted(file for file in path.rglob("*") if _is_seen(file, path))
         elif path.is_file():
             yield path
         else:
             raise UsageError(f"there is no image or folder {path}")
 
 
+def _is_seen(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return is_image(file.name) and not hidden
+
+
 def read_names(given: Sequence[str]) -> list[str]:
     """Class names, or those in a file.
 
     Raises:
-        UsageError: a name is given twice.
+        UsageError: a file is absent, has no name, or is not alone; a name is given twice.
+        ValueError: the file is not in UTF-8.
     """
-    names = list(given)
-    if len(names) == 1 and Path(names[0]).is_file():
-        lines = Path(names[0]).read_text(encoding="utf-8").splitlines()
-        names = [text.strip() for text in lines if text.strip()]
+    names, one = list(given), len(given) == 1
+    if one and Path(names[0]).is_file():
+        names = [text.strip() for text in read_text(names[0]).splitlines() if text.strip()]
+        if not names:
+            raise UsageError(f"--classnames {given[0]}: the file has no name in it")
+    else:
+        for name in names:
+            if name.lower().endswith(LISTS) or (one and set("/\\") & set(name)):
+                there = "is not alone" if Path(name).exists() else "does not exist"
+                raise UsageError(
+                    f"--classnames {name} {there}; give names, or one file with a name a line"
+                )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"--classnames has {', '.join(twice)} twice")
@@ -98,16 +114,8 @@ def read_names(given: Sequence[str]) -> list[str]:
 @torch.no_grad()
 def recognise(trainer, transform: Callable, paths: Sequence[Path]) -> torch.Tensor:
     """Probabilities (B, C) of image files, prepared by the transform of the run's test."""
-    images = torch.stack([transform(_read(path)) for path in paths]).to(trainer.device)
+    images = torch.stack([transform(read_image(path)) for path in paths]).to(trainer.device)
     return trainer.model_inference(images).float().softmax(dim=-1).cpu()
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}).") from error
 
 
 def line(path: Path, probability_C: torch.Tensor, trainer, args: argparse.Namespace) -> str:

@@ -22,7 +22,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reporting.__main__ import python, settings_of_environment
+from protocols.__main__ import python, settings_of_environment
+from protocols.plan import REFUSE, SKIP, Settings, check_datasets, plan
+from protocols.schedule import AnyJob, Cluster, Local, Outcome, execute
+from protocols.seeds import join_seeds
 from reporting.methods import (
     BASE2NEW,
     CROSS,
@@ -38,10 +41,7 @@ from reporting.methods import (
     find_method,
     source_of,
 )
-from reporting.plan import REFUSE, SKIP, Settings, check_datasets, plan
 from reporting.results import FILE_NAME
-from reporting.schedule import AnyJob, Cluster, Local, Outcome, execute
-from reporting.together import join_seeds
 from wording import counted, printable, unknown
 
 DATASETS = {BASE2NEW: ELEVEN, CROSS: CROSS_TARGETS, DOMAINS: DOMAIN_TARGETS, FEW_SHOT: ELEVEN}
@@ -55,11 +55,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("protocol", type=protocol, metavar=f"{{{','.join(PROTOCOLS)}}}")
     add = parser.add_argument
-    add("--trainers", nargs="+", required=True, help="trainers, or folders of scripts/")
+    add("--trainers", nargs="+", required=True, help="trainers, or METHODs of scripts/run.sh")
     add("--datasets", nargs="+", help="stems in configs/datasets; targets of a transfer")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--together", action="store_true", help="a method's seeds in one process; where text "
-        "prompts are learned they share passes: faster in short runs and on a GPU")  # fmt: skip
+    add("--together", action="store_true", help="a method's seeds in one process: one start-up")
     add("--shots", nargs="+", type=int, help="per class; default 16, few_shot: 1 2 4 8 16")
     add("--backbone", default="", help="prefix of the recipes: vit_b16, vit_b32, rn50, ...")
     add("--root", help="folder that holds the data sets; default $DATA, else data")

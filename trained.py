@@ -14,10 +14,12 @@ from types import SimpleNamespace
 
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
+from yacs.config import CfgNode
+from yaml import YAMLError
 
 import trainers  # noqa: F401  (importing registers them)
-from configs.cli import merge_yaml
-from configs.defaults import extend_cfg
+from configs.defaults import as_of_today, extend_cfg
+from reporting.identity import read_identity
 from reporting.results import FILE_NAME, REPO, RunResult, write_text
 from trainers.base import PromptTrainer
 
@@ -54,7 +56,8 @@ def open_run(
         classnames: other classes than those of the run.
         epoch: of the checkpoint; the run's last one when None.
     Raises:
-        ValueError: the folder holds no run, or its prompts cannot serve these classes.
+        ValueError: the folder holds no run, its student has other weights here, or its prompts
+            cannot serve these classes.
     """
     folder = Path(folder)
     for name in (CONFIG_FILE, NAMES_FILE):
@@ -66,16 +69,25 @@ def open_run(
     cfg = get_cfg_default()
     extend_cfg(cfg)
     try:
-        merge_yaml(cfg, folder / CONFIG_FILE)
-    except ValueError as error:
+        with open(folder / CONFIG_FILE, encoding="utf-8") as file:
+            cfg.merge_from_other_cfg(as_of_today(CfgNode.load_cfg(file)))
+    except (KeyError, ValueError, AssertionError, YAMLError) as error:
         raise ValueError(
-            f"{error} If it was written by another version, use the commit in {folder / FILE_NAME}."
+            f"{folder / CONFIG_FILE} does not fit this version: {error.args[0]}. If another one "
+            f"wrote it, use the commit in {folder / FILE_NAME}."
         ) from error
     cfg.freeze()
     names = list(classnames) or json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))
     if cfg.TRAINER.NAME not in TRAINER_REGISTRY.registered_names():
         raise ValueError(f"{folder}: the trainer {cfg.TRAINER.NAME!r} is unknown here.")
     trainer = _without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), names)(cfg)
+    weights = (read_identity(folder) or {}).get("student weights")
+    if weights and weights != trainer.model.clip.digest[:16]:
+        raise ValueError(
+            f"{folder} was made with other weights of {cfg.MODEL.BACKBONE.NAME}: "
+            f"{weights}... there and {trainer.model.clip.digest[:16]}... here. Put the file of "
+            "then in its place."
+        )
     prompts, last = _prompts_of(folder)
     trainer.load_model(str(prompts), epoch=last if epoch is None else epoch)
     trainer.set_model_mode("eval")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import clip
 import torch
 from open_clip import create_model, list_models
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor
 
-from models import openai_clip
 from models.clip import OPENAI_MEAN, OPENAI_STD, LoadedClip, supported_precision
 from models.prompted_clip import unit
 
@@ -42,9 +42,9 @@ def random_student(name: str, precision: str, device: torch.device) -> LoadedCli
         raise ValueError(f"--student {name!r} is unknown; choose one of {', '.join(STUDENTS)}.")
     precision = supported_precision(precision, device)
     torch.manual_seed(0)
-    model = openai_clip.model.CLIP(*STUDENTS[name])
+    model = clip.model.CLIP(*STUDENTS[name])
     if precision == "fp16":
-        openai_clip.convert_weights(model)
+        clip.model.convert_weights(model)
     return _loaded(name, model, STUDENTS[name][1], precision, device)
 
 
@@ -52,7 +52,7 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
     """A teacher's image tower; the text tower works once per run and is left out.
 
     Args:
-        half: all weights in bfloat16, the fastest that an online teacher can be.
+        half: weights in bfloat16, the fastest that an online teacher can be.
     Raises:
         ValueError: neither open_clip nor STUDENTS knows the name.
     """
@@ -72,7 +72,15 @@ def random_teacher(name: str, device: torch.device, half: bool = False) -> Loade
             delattr(model, part)
     if any(weight.is_meta for weight in model.parameters()):
         fill(model.to_empty(device="cpu"))
-    return _loaded(name, model.bfloat16() if half else model, size, "fp32", device)
+    return _loaded(name, in_bfloat16(model) if half else model, size, "fp32", device)
+
+
+def in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
+    """All weights but those of OpenAI's LayerNorm, which computes in float32 and wants them so."""
+    for module in model.bfloat16().modules():
+        if isinstance(module, clip.model.LayerNorm):
+            module.float()
+    return model
 
 
 @torch.no_grad()
@@ -100,7 +108,7 @@ def _loaded(
     return LoadedClip(
         name=name,
         model=model.eval().to(device),
-        tokenize=openai_clip.tokenize,
+        tokenize=clip.tokenize,
         digest="random",
         image_size=size,
         mean=OPENAI_MEAN,

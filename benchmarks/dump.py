@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import report
+from benchmarks import report, table
 from benchmarks.clips import class_names, random_teacher, random_unit
-from benchmarks.data import HEIGHT, WIDTH, write_images
+from benchmarks.data import write_images
 from models.clip import LoadedClip
 from models.prompted_clip import FrozenCLIP
 from regions.boxes import cut_all, sample_boxes
 from regions.dataset import read_image
 from regions.dump import dump, list_images
-from regions.spec import RegionSpec
+from regions.store.spec import RegionSpec
 
 
 class Item(NamedTuple):
@@ -154,9 +154,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             for batch_size in args.batch_sizes
             for workers in args.workers
         ]
-    print(f"{args.images} images of {WIDTH} x {HEIGHT}, {args.regions} regions, {args.teacher}\n")
-    print(report.dump_rows(rows))
     options = {key: value for key, value in vars(args).items() if key != "json"}
+    print(table.dump_rows({"options": options, "rows": rows}))
     report.keep(args.json, "dump", options, rows=rows)
     return rows
 

@@ -3,9 +3,8 @@ r"""A whole base-to-new run of three seeds, with and without its dump, against o
     python -m benchmarks.end_to_end --json benchmarks/results/<machine>/end_to_end.json
 
 1. The toy world, measured: train.py and dump_teacher_logits.py on fresh folders in this process,
-   training on base classes, test on base and on new ones, seeds 1 to 3, one after the other and, at
-   the first M, as train.py --seeds. Seconds by phase, CPU time of one thread (wall time beside it
-   in the JSON); the images are drawn before, and start-up is not in it. Toy networks are so small
+   training on base classes, test on base and on new ones, seeds 1 to 3. Seconds by phase, CPU time
+   of one thread; the images are drawn before, and start-up is not in it. Toy networks are so small
    that the rest of a run decides.
 2. 50 classes, 800 images, 50 epochs, batch 32, ViT-B/16, teacher ViT-H/14, composed: medians of the
    pieces that benchmarks.step_time measured (--steps FILE; without it, it is run here), CPU time of
@@ -25,22 +24,18 @@ import argparse
 import contextlib
 import io
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import bars, report, step_time
+from benchmarks import report, step_time, table
 from benchmarks.steps import BATCH
 
 REPO = report.REPO
-TOGETHER = "seeds in one process"
-Seeds = Sequence[int]
 TEST_IMAGES = 1600  # 800 of base classes, 800 of new ones
 
 
@@ -54,79 +49,53 @@ class ToyRuns:
         self.folder, self.options = folder, list(options)
         (folder / "data").mkdir()
 
-    def flags(self, trainer: str, seeds: Seeds, scope: str) -> tuple[list[str], list[str]]:
+    def flags(self, trainer: str, seed: int, scope: str) -> tuple[list[str], list[str]]:
         """Flags, and the KEY VALUE pairs that follow them."""
-        seed = "--seed" if len(seeds) == 1 else "--seeds"
         return [
-            *("--root", str(self.folder / "data"), seed, *map(str, seeds), "--trainer", trainer),
+            *("--root", str(self.folder / "data"), "--seed", str(seed), "--trainer", trainer),
             *("--dataset-config-file", str(REPO / "configs/datasets/toy_shapes.yaml")),
             *("--config-file", str(REPO / f"configs/trainers/{trainer}/toy.yaml")),
         ], ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", scope, *self.options]
 
     def draw_images(self) -> None:
-        self._train("ZeroshotCLIP", [1], "base", "first", [], ["--no-train"])
+        self._train("ZeroshotCLIP", 1, "base", "first", [], ["--no-train"])
 
-    def run(self, trainer: str, seeds: Seeds, regions: int | None) -> dict[str, Clock]:
-        """Dump where regions are given, train and test on base, test on new; seeds in one process.
-
-        Dumps are one after the other.
-        """
-        name = f"{trainer}_{regions}_{'_'.join(map(str, seeds))}"
+    def run(self, trainer: str, seed: int, regions: int | None) -> dict[str, float]:
+        """Dump where regions are given, train and test on base, test on new."""
+        name = f"{trainer}_{regions}_{seed}"
         # Of this method alone, so that none works for another.
-        keys = [
-            "TEST.FEATURES_DIR",
-            str(self.folder / f"features_{trainer}_{regions}_{len(seeds)}"),
-        ]
-        seconds: dict[str, Clock] = {}
+        keys = ["TEST.FEATURES_DIR", str(self.folder / f"features_{trainer}_{regions}")]
+        seconds: dict[str, float] = {}
         if regions is not None:
-            store = str(self.folder / f"store_{name}" / "seed{seed}")
+            store = str(self.folder / f"store_{name}")
             keys += ["TRAINER.FDBPL.NUM_REGIONS", str(regions), "TRAINER.FDBPL.STORE", store]
-            seconds["dump"] = self._dump(trainer, seeds, keys)
-        seconds["train and test on base"] = self._train(trainer, seeds, "base", name, keys, [])
+            seconds["dump"] = self._dump(trainer, seed, keys)
+        seconds["train and test on base"] = self._train(trainer, seed, "base", name, keys, [])
         trained = ["--eval-only", "--model-dir", str(self.folder / name)]
-        seconds["test on new"] = self._train(trainer, seeds, "new", f"{name}_new", keys, trained)
+        seconds["test on new"] = self._train(trainer, seed, "new", f"{name}_new", keys, trained)
         return seconds
 
-    def _dump(self, trainer: str, seeds: Seeds, keys: list[str]) -> Clock:
+    def _dump(self, trainer: str, seed: int, keys: list[str]) -> float:
         import dump_teacher_logits
 
-        with timed() as clock, silent():
-            for seed in seeds:
-                flags, options = self.flags(trainer, [seed], "base")
-                own = [key.replace("{seed}", str(seed)) for key in keys]
-                if dump_teacher_logits.run([*flags, *options, *own]):
-                    raise RuntimeError(
-                        f"the dump for {trainer}, seed {seed} failed; run it by hand."
-                    )
-        return clock
+        flags, options = self.flags(trainer, seed, "base")
+        with silent():
+            started = time.process_time()
+            if dump_teacher_logits.run([*flags, *options, *keys]):
+                raise RuntimeError(f"the dump for {trainer}, seed {seed} failed; run it by hand.")
+            return time.process_time() - started
 
     def _train(
-        self, trainer: str, seeds: Seeds, scope: str, out: str, keys: list[str], extra: list[str]
-    ) -> Clock:
+        self, trainer: str, seed: int, scope: str, out: str, keys: list[str], extra: list[str]
+    ) -> float:
         import train
 
-        flags, options = self.flags(trainer, seeds, scope)
+        flags, options = self.flags(trainer, seed, scope)
         flags += ["--output-dir", str(self.folder / out), *extra]
-        if len(seeds) == 1:
-            keys = [key.replace("{seed}", str(seeds[0])) for key in keys]
-        with timed() as clock, silent():
+        with silent():
+            started = time.process_time()
             train.main([*flags, *options, *keys])
-        return clock
-
-
-@dataclass
-class Clock:
-    """Filled when timed() ends."""
-
-    seconds: float = 0.0
-    cpu: float = 0.0
-
-
-@contextlib.contextmanager
-def timed() -> Iterator[Clock]:
-    clock, started, cpu = Clock(), time.perf_counter(), time.process_time()
-    yield clock
-    clock.seconds, clock.cpu = time.perf_counter() - started, time.process_time() - cpu
+            return time.process_time() - started
 
 
 @contextlib.contextmanager
@@ -135,29 +104,23 @@ def silent() -> Iterator[None]:
         yield
 
 
-def measure_toy(seeds: Seeds, regions: Sequence[int], options: Sequence[str]) -> list[dict]:
+def measure_toy(
+    seeds: Sequence[int], regions: Sequence[int], options: Sequence[str]
+) -> list[dict[str, Any]]:
     """Seconds of all seeds by phase, of online KDPL and of FDBPL at each M."""
     with tempfile.TemporaryDirectory(prefix="end_to_end_") as name:
         runs = ToyRuns(Path(name), options)
         runs.draw_images()
         methods = [("CoOp_KDPL", None), *(("FDBPL", count) for count in regions)]
-        phases: dict[tuple, list[dict[str, Clock]]] = {method: [] for method in methods}
+        found: dict[tuple, list[dict[str, float]]] = {method: [] for method in methods}
         for seed in seeds:  # the methods in turn
-            for method in methods:
-                phases[method].append(runs.run(method[0], [seed], method[1]))
-        if len(seeds) > 1:
-            for method in methods[:2]:
-                phases[(*method, TOGETHER)] = [runs.run(method[0], seeds, method[1])]
+            for trainer, count in methods:
+                found[trainer, count].append(runs.run(trainer, seed, count))
     rows = []
-    for (_, count, *how), found in phases.items():
+    for (_, count), of_seeds in found.items():
         label = "KDPL here" if count is None else f"FDBPL here, M = {count}"
-        label = ", ".join([label, *how])
-        cpu, wall = (
-            {phase: sum(getattr(each[phase], kind) for each in found) for phase in found[0]}
-            for kind in ("cpu", "seconds")
-        )
-        row = Run(label, count, cpu).as_json("toy world", len(seeds))
-        rows.append({**row, "wall": {phase: round(seconds, 2) for phase, seconds in wall.items()}})
+        phases = {phase: sum(each[phase] for each in of_seeds) for phase in of_seeds[0]}
+        rows.append(Run(label, count, phases).as_json("toy world", len(seeds)))
     return rows
 
 
@@ -203,7 +166,7 @@ class Pieces(NamedTuple):
         Raises:
             ValueError: a piece is missing.
         """
-        parts = {part["name"]: part["seconds"]["cpu"] for part in steps["parts"]}
+        parts = {part["name"]: part["seconds"]["cpu"][1] for part in steps["parts"]}
 
         def median(name: str) -> float:
             if name not in parts:
@@ -211,7 +174,7 @@ class Pieces(NamedTuple):
                     f"the step times hold no {name!r}. Run benchmarks.step_time on a CPU with "
                     f"--classes {classes} --student {student}."
                 )
-            return statistics.median(parts[name])
+            return parts[name]
 
         return cls(
             teacher=median("teacher fp32, 1 images"),
@@ -270,18 +233,6 @@ def run_steps(args: argparse.Namespace) -> dict[str, Any]:
 # --- the command ----------------------------------------------------------------------------
 
 
-def ratios_of(rows: Sequence[dict[str, Any]], against: str) -> dict[str, float]:
-    """How many times the online run takes, with and without the dump, for each M."""
-    online = next(row["seconds"] for row in rows if row["name"] == against)
-    found = {}
-    for row in rows:
-        if row["regions"] is not None:
-            found[f"whole_vs_kdpl_online_m{row['regions']}"] = round(online / row["seconds"], 2)
-            without = round(online / row["seconds_without_dump"], 2)
-            found[f"without_dump_vs_kdpl_online_m{row['regions']}"] = without
-    return found
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -303,22 +254,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     report.add_flags(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"rows": [], "ratios": {}, "bars": []}
+    result: dict[str, Any] = {"rows": []}
     if "toy" in args.worlds:
-        rows = measure_toy(args.seeds, args.regions, args.toy_options)
-        result["rows"] += rows
-        result["ratios"]["toy"] = ratios_of(rows, "KDPL here")
-        table = report.whole_rows(rows, "KDPL here")
-        print(f"\ntoy world, {len(args.seeds)} seeds, measured\n\n{table}")
+        result["rows"] += measure_toy(args.seeds, args.regions, args.toy_options)
     if "composed" in args.worlds:
         steps = json.loads(args.steps.read_text()) if args.steps else run_steps(args)
-        rows = compose(Pieces.of(steps, args.student, args.classes), args, len(args.seeds))
-        result["rows"] += rows
-        result["ratios"]["composed"] = ratios_of(rows, "KDPL, official")
+        found = Pieces.of(steps, args.student, args.classes)
+        result["rows"] += compose(found, args, len(args.seeds))
         result["steps"] = {name: steps.get(name) for name in ("commit", "finished", "options")}
-        result["bars"] = bars.check_whole(result["ratios"]["composed"], args.classes, args.student)
-        print(f"\n{rows[0]['world']}\n\n{report.whole_rows(rows, 'KDPL, official')}")
-        print("\n" + bars.lines(result["bars"]))
+    print(table.whole_rows(result["rows"]))
     options = {key: value for key, value in vars(args).items() if key not in ("json", "steps")}
     report.keep(args.json, "end_to_end", options, **result)
     return result

@@ -55,15 +55,23 @@ class Part:
         return sum(self.gpu or self.cpu)
 
     def as_json(self) -> dict[str, Any]:
-        times = {name: getattr(self, name) for name in ("cpu", "wall", "gpu")}
         return {
             "name": self.name,
             "repeats": len(self.cpu),
-            "seconds": {name: [round(x, 5) for x in found] for name, found in times.items()},
+            "seconds": {
+                clock: spread(found)
+                for clock in ("cpu", "wall", "gpu")
+                if (found := getattr(self, clock))
+            },
             "flop": self.flop,
             "peak_bytes": self.peak_bytes,
             "saved_bytes": self.saved_bytes,
         }
+
+
+def spread(seconds: Sequence[float]) -> list[float]:
+    """Shortest, median and longest."""
+    return [round(x, 5) for x in (min(seconds), statistics.median(seconds), max(seconds))]
 
 
 @dataclass

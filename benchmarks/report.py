@@ -15,19 +15,29 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "safetensors", "torch")
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that matrix products depend on
+
+
+def cpu() -> dict[str, Any]:
+    """Name, family, model and stepping, since a virtual machine's name alone says little; flags."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    found = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    flags = found.get("flags", "").split()
+    return {
+        "cpu": found.get("model name") or platform.processor() or platform.machine(),
+        **{key.replace("cpu ", ""): found.get(key) for key in ("cpu family", "model", "stepping")},
+        "flags": [flag for flag in CPU_FLAGS if flag in flags],
+    }
 
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    cpu = platform.processor() or platform.machine()
-    info, memory = Path("/proc/cpuinfo"), None
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    memory = None
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": cpu,
+        **cpu(),
         "cores": os.cpu_count(),
         "memory_bytes": memory,
         "system": platform.system(),
@@ -49,60 +59,14 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def dump_rows(rows: Iterable[dict[str, Any]]) -> str:
-    """What benchmarks.dump measured, as a table."""
-
-    def share(row: dict[str, Any], name: str) -> str:
-        return f"{100 * row[name]:.1f} %" if name in row else "-"
-
-    head = ("batch", "threads", "workers", "regions / s", "per CPU second")
-    return markdown(
-        (*head, "teacher", "decode", "cut"),
-        [
-            (
-                *(str(row[name]) for name in ("batch_size", "threads", "workers")),
-                f"{row['regions_per_second']:.2f}",
-                f"{1000 / row['cpu_ms']:.2f}",
-                *(share(row, f"{name}_share") for name in ("teacher", "decode", "cut")),
-            )
-            for row in rows
-        ],
-    )
-
-
-def whole_rows(rows: Sequence[dict[str, Any]], against: str) -> str:
-    """Whole runs of one world as a table: seconds by phase, and how many times faster than one."""
-    online = next(row["seconds"] for row in rows if row["name"] == against)
-    names = list(dict.fromkeys(phase for row in rows for phase in row["phases"]))
-    return markdown(
-        ("run", *(f"{name}, s" for name in names), "whole, s", "faster", "without dump"),
-        [
-            (
-                row["name"],
-                *(f"{row['phases'][n]:,.0f}" if n in row["phases"] else "-" for n in names),
-                f"{row['seconds']:,.0f}",
-                f"{online / row['seconds']:.2f}x",
-                f"{online / row['seconds_without_dump']:.2f}x",
-            )
-            for row in rows
-        ],
-    )
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also keep the numbers there")
 
 
-def keep(
-    path: Path | None,
-    benchmark: str,
-    options: dict[str, Any],
-    results: Any = None,
-    **sections: Any,
-) -> None:
-    """Write a benchmark's numbers with all that they depend on; no path, no file.
+def keep(path: Path | None, benchmark: str, options: dict[str, Any], **sections: Any) -> None:
+    """Write a benchmark's numbers ("rows", "ratios") with all that they depend on.
 
-    Numbers are under "results", or under names of their own at the top ("rows", "ratios").
+    No path, no file.
     """
     if path is None:
         return
@@ -111,7 +75,6 @@ def keep(
     record = {
         "benchmark": benchmark,
         "options": options,
-        **({"results": results} if results is not None else {}),
         **sections,
         "machine": machine(),
         "versions": versions,
@@ -119,4 +82,16 @@ def keep(
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.write_text(one_line_each(record), encoding="utf-8")
+
+
+def one_line_each(record: dict[str, Any]) -> str:
+    """JSON with a line for every section, and for every row of a section of rows."""
+
+    def section(value: Any) -> str:
+        if isinstance(value, list):
+            return "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in value) + "\n ]"
+        return json.dumps(value)
+
+    lines = (f" {json.dumps(name)}: {section(value)}" for name, value in record.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -26,14 +26,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import bars, report
+from benchmarks import report, table
 from benchmarks.clips import STUDENTS, random_student, random_teacher
 from benchmarks.data import cut_part, image_part
 from benchmarks.measure import Part, Row, measure
@@ -55,10 +53,6 @@ RATIOS = {  # name -> numerator, denominator: rows, and which of their numbers
     "text_flop_vs_77": ("text 77", "text", "flop"),
     "saved_activations_vs_77": ("text 77", "text", "saved_bytes"),
     "regions_32x8_vs_32": ("fdbpl 32x8", "fdbpl cached", "ms"),
-    "seeds_3_vs_1": ("fdbpl seeds", "fdbpl cached", "ms"),
-    "fdbpl_graph_vs_kdpl_online": ("kdpl official", "fdbpl graph", "ms"),
-    "fdbpl_graph_vs_coop_official": ("coop official", "fdbpl graph", "ms"),
-    "seeds_3_graph_vs_1": ("fdbpl seeds graph", "fdbpl graph", "ms"),
 }
 
 
@@ -148,17 +142,9 @@ class Benchmark:
             "kdpl": Row("KDPL here", (image, kdpl, teacher), BATCH, scaled),
             "fdbpl images": Row("FDBPL here, images each step", (image, fdbpl), BATCH),
             "fdbpl cached": Row("FDBPL here, cached features", (fdbpl,)),
-            "fdbpl graph": Row("FDBPL here, cached features, CUDA graph", note="not on cpu"),
-            "fdbpl seeds graph": Row(
-                "FDBPL here, cached features, 3 seeds in one batch, CUDA graph", note="not on cpu"
-            ),
             "fdbpl 32x8": Row(
                 "FDBPL here, cached features, 32 x 8 regions",
                 (own("fdbpl here 32 x 8", bench.fdbpl, 8 * BATCH),),
-            ),
-            "fdbpl seeds": Row(
-                "FDBPL here, cached features, 3 seeds in one batch",
-                (own("fdbpl here 3 seeds", bench.fdbpl_seeds, 3),), note="all three seeds",
             ),
             "text 77": Row("Text tower alone, 77 tokens", (text_77,)),
             "text": Row("Text tower alone, here", (coop,)),
@@ -174,11 +160,6 @@ class Benchmark:
             maple, promptsrc = own("maple", bench.maple), own("promptsrc", bench.promptsrc)
             rows["maple"] = Row("MaPLe here", (maple,), SMALL_BATCH, small)
             rows["promptsrc"] = Row("PromptSRC here", (promptsrc,), SMALL_BATCH, small)
-        if self.on_gpu:
-            graph = own("fdbpl here graph", lambda c: bench.fdbpl(c, graph=True))
-            rows["fdbpl graph"] = replace(rows["fdbpl graph"], parts=(graph,), note="")
-            graph = own("fdbpl here 3 seeds graph", lambda c: bench.fdbpl_seeds(c, 3, graph=True))
-            rows["fdbpl seeds graph"] = replace(rows["fdbpl seeds graph"], parts=(graph,), note="")
         return rows
 
     def check(self, classes: int) -> dict[str, float]:
@@ -205,13 +186,11 @@ class Benchmark:
 
 def cpu_has_bf16() -> bool:
     """Whether bfloat16 is worth timing: emulated, a product takes 90 times as long as fp32."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text().split() if info.exists() else []
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return bool({"avx512_bf16", "amx_bf16"} & set(report.cpu()["flags"]))
 
 
 def ratios_of(rows: dict[str, dict[str, Any]], workers: int, on_gpu: bool) -> dict[str, float]:
-    """How many times the official computation takes; regions_32x8_vs_32 and seeds_3_vs_1 plain."""
+    """How many times the official computation takes; of regions_32x8_vs_32, what 32 x 8 take."""
     found = {}
     for name, (above, below, number) in RATIOS.items():
         if rows[above].get(number) and rows[below].get(number):
@@ -224,32 +203,6 @@ def ratios_of(rows: dict[str, dict[str, Any]], workers: int, on_gpu: bool) -> di
     official, ours = with_data(rows["coop official"]), with_data(rows["fdbpl cached"])
     found["fdbpl_vs_coop_official_with_data"] = round(official / ours, 2)
     return found
-
-
-def _with_names(ratios: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {str(classes): found for classes, found in ratios.items()}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of one number of classes in Markdown."""
-    head = ("step", "ms", "GFLOP", "peak MB", "kept for backward MB", "repeats", "")
-    return report.markdown(
-        head,
-        [
-            (row["name"], *(["-"] * 5), row["note"])
-            if row["ms"] is None
-            else (
-                row["name"],
-                f"{row['ms']:,.0f}" if row["ms"] >= 100 else f"{row['ms']:.1f}",
-                f"{row['flop'] / 1e9:,.0f}",
-                f"{row['peak_bytes'] / 1e6:,.0f}",
-                f"{row['saved_bytes'] / 1e6:,.0f}",
-                str(row["repeats"]),
-                row["note"],
-            )
-            for row in rows
-        ],
-    )
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -290,32 +243,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for classes in args.classes
     }
     measure(benchmark.parts.values(), args.rounds, args.budget, torch.device(args.device))
-    one_file, all_rows, checked = statistics.median(benchmark.data.cpu), [], []
-    ratios: dict[str, dict[int, dict[str, float]]] = {student: {} for student in args.student}
+    one_file, all_rows, ratios = statistics.median(benchmark.data.cpu), [], []
     for (student, classes), rows in composed.items():
         found = {key: row.as_json(student, classes, one_file) for key, row in rows.items()}
-        ratios[student][classes] = ratios_of(found, args.workers, benchmark.on_gpu)
-        print(f"\n{classes} classes, {student}, teacher {args.teacher}, {args.device}\n")
-        print(table(list(found.values())))
-        named = ratios[student][classes].items()
-        print("\n" + "  ".join(f"{name} {value:g}x" for name, value in named), flush=True)
+        of_steps = ratios_of(found, args.workers, benchmark.on_gpu)
+        ratios.append({"student": student, "classes": classes, **of_steps})
         all_rows += found.values()
-    for student in args.student:
-        checked += bars.check_step(ratios[student], args.device, student)
-    print("\n" + bars.lines(checked))
-    whole = None
-    if args.check:
-        whole = benchmark.check(min(args.classes[0], OFFICIAL_CLASSES))
-        print(f"\nofficial CoOp in one go: {whole}")
+    whole = benchmark.check(min(args.classes[0], OFFICIAL_CLASSES)) if args.check else None
     result = {
         "rows": all_rows,
-        "ratios": _with_names(ratios[args.student[0]]),
-        "ratios_of_students": {name: _with_names(found) for name, found in ratios.items()},
-        "bars": checked,
+        "ratios": ratios,
         "check": whole,
         "parts": [part.as_json() for part in benchmark.parts.values()],
     }
     options = {key: value for key, value in vars(args).items() if key != "json"}
+    print(table.step_rows({"options": options, **result}))
     report.keep(args.json, "step_time", options, **result)
     return result
 

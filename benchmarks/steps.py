@@ -23,8 +23,7 @@ from models.learners import (
     initial_context,
     random_prompts,
 )
-from models.prompted_clip import PromptedCLIP, text_features_together
-from trainers.gradients import record_cuda_graph
+from models.prompted_clip import PromptedCLIP
 
 POSITIVE, NEGATIVE = "a photo of a", "a photo of no"
 BATCH = 32  # CoOp, KDPL and FDBPL
@@ -111,34 +110,11 @@ class Bench:
         loss = self.kdpl_loss(classes)
         return trained(model.learner, lambda: loss(model.logits(image_BD, model.text_features())))
 
-    def fdbpl(self, classes: int, regions: int = BATCH, graph: bool = False) -> Step:
+    def fdbpl(self, classes: int, regions: int = BATCH) -> Step:
         """FDBPL on cached region features: two prompts, all four terms."""
         model = self.prompted(classes, self.coop_learner(negative=True))
         image_BD, loss = self.image_features(regions), self.fdbpl_loss(classes, regions)
-        return trained(
-            model.learner,
-            lambda: loss(model.logits(image_BD, model.text_features())),
-            graph,
-        )
-
-    def fdbpl_seeds(self, classes: int, seeds: int, graph: bool = False) -> Step:
-        """Several seeds in one process, each with its regions: train.py --seeds.
-
-        Where they are too many to be encoded in one piece, one after the other, as there.
-        """
-        models = [self.prompted(classes, self.coop_learner(negative=True)) for _ in range(seeds)]
-        if not models[0].text_in_one_piece(seeds):
-            steps = [self.fdbpl(classes, graph=graph) for _ in models]
-            return lambda: [step() for step in steps] and None
-        images = self.image_features(seeds * BATCH).split(BATCH)
-        loss = self.fdbpl_loss(classes, BATCH)
-
-        def total() -> Tensor:
-            texts = text_features_together(models)
-            logits = [m.logits(i, t) for m, i, t in zip(models, images, texts, strict=True)]
-            return torch.stack([loss(logits_2BC) for logits_2BC in logits]).sum()
-
-        return trained(nn.ModuleList(model.learner for model in models), total, graph)
+        return trained(model.learner, lambda: loss(model.logits(image_BD, model.text_features())))
 
     def maple(self, classes: int) -> Step:
         """MaPLe reads images: prompts of both towers, labels."""
@@ -197,24 +173,14 @@ class Bench:
         return min(DEPTH, layers, len(self.clip.model.visual.transformer.resblocks))
 
 
-def trained(module: nn.Module, loss: Callable[[], Tensor], graph: bool = False) -> Step:
-    """A step of training: loss, backward, SGD as every recipe of the family has it.
-
-    Args:
-        graph: loss and backward are replayed as a CUDA graph, as TRAIN.CUDA_GRAPH does it.
-    """
+def trained(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
+    """A step of training: loss, backward, SGD as every recipe of the family has it."""
     parameters = [x for x in module.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.002, momentum=0.9, weight_decay=5e-4)
 
-    def gradients() -> None:
+    def run() -> None:
         optimizer.zero_grad()
         loss().backward()
-
-    if graph:
-        _, gradients = record_cuda_graph(gradients)  # writes to the same gradients each time
-
-    def run() -> None:
-        gradients()
         optimizer.step()
 
     return run

@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import report
-from regions.images import ImageTable, RegionImage
-from regions.spec import RegionSpec
+from benchmarks import report, table
 from regions.store import RegionStore
-from regions.tools import verify
-from regions.writer import StoreWriter
+from regions.store.images import ImageTable, RegionImage
+from regions.store.spec import RegionSpec
+from regions.store.writer import StoreWriter
+from regions.tools.verify import verify
 
-BATCH = 32
+BATCH = table.READ_BATCH
 REGIONS = 50
 CLASSES = 100
 IMAGENET = 1_281_167
@@ -301,14 +301,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="store_io_", dir=args.folder) as name:
         folder = Path(name)
         results["reads"] = measure_rates(folder, args.images, args.rounds)
-        print(results["reads"], flush=True)
         results["memory"] = measure_memory(folder, tuple(args.images_of_memory))
-        print(results["memory"], flush=True)
         if args.images_of_large:
             results["large"] = measure_large(folder, args.images_of_large)
-            print(results["large"], flush=True)
+    print(table.store_rows(results))
     options = {key: value for key, value in vars(args).items() if key not in ("json", "folder")}
-    report.keep(args.json, "store_io", options, results)
+    report.keep(args.json, "store_io", options, **results)
     return results
 
 

@@ -4,7 +4,7 @@ r"""Tables of the kept benchmark results, in Markdown.
     python -m benchmarks.table --write    put them into benchmarks/README.md, and a short one into
                                           README.md, between their marks
 
-Reads benchmarks/results/<machine>/step_time*, end_to_end*, dump* and text_memory*.json.
+Reads benchmarks/results/<machine>/step_time*, end_to_end*, dump* and store_io*.json.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import REPO, dump_rows, markdown, whole_rows
+from benchmarks.report import REPO, markdown
 
 RESULTS = REPO / "benchmarks" / "results"
 README = REPO / "benchmarks" / "README.md"
 BEGIN, END = "<!-- python -m benchmarks.table --write -->", "<!-- end of tables -->"
 OURS = "FDBPL here, cached features"
+READ_BATCH = 32  # images, of benchmarks.store_io
 
 FRONT_PAGE = REPO / "README.md"
 FRONT_STUDENT, FRONT_CLASSES = "ViT-B/16", (50, 500)
@@ -37,27 +38,53 @@ FRONT_ONLINE = "KDPL, official"
 FRONT_RUNS = ("FDBPL here, M = 4", "FDBPL here, M = 16")
 
 
-def step_table(record: dict[str, Any]) -> str:
-    """Steps by number of classes: milliseconds, and how many of our FDBPL steps that is."""
+def step_rows(record: dict[str, Any]) -> str:
+    """Steps by number of classes: time, ratios, FLOP and memory."""
     options, rows = record["options"], record["rows"]
     keys = list(dict.fromkeys((row["student"], row["classes"]) for row in rows))
     by_name = {(row["name"], row["student"], row["classes"]): row for row in rows}
-    names = list(dict.fromkeys(row["name"] for row in rows))
     ours = {key: by_name[(OURS, *key)]["ms"] for key in keys}
 
-    def cell(name: str, key: tuple[str, int]) -> str:
-        row = by_name.get((name, *key))
+    def table(title: str, keys: Sequence[tuple[str, int]], cell: Callable[..., str]) -> str:
+        head = (title, *(f"{classes} classes, {student}" for student, classes in keys))
+        names = dict.fromkeys(row["name"] for row in rows)
+        found = [(name, [by_name.get((name, *key)) for key in keys]) for name in names]
+        return markdown(
+            head, [(name, *(cell(*x) for x in zip(keys, of, strict=True))) for name, of in found]
+        )
+
+    def time(key: tuple[str, int], row: dict[str, Any] | None) -> str:
         if row is None or row["ms"] is None:
             return row["note"] if row else "-"
         return f"{row['ms']:,.0f} ms ({row['ms'] / ours[key]:.3g}x)"
 
+    def cost(_: tuple[str, int], row: dict[str, Any] | None) -> str:
+        if row is None or row["ms"] is None:
+            return "-"
+        gigaflop, peak = row["flop"] / 1e9, row["peak_bytes"] / 1e6
+        kept = row["saved_bytes"] / 1e6
+        return f"{gigaflop:,.0f} / {peak:,.0f} / {kept:,.0f} ({row['repeats']})"
+
     unit = "GPU time" if options["device"] == "cuda" else "CPU time of one thread"
-    head = ("one step", *(f"{classes} classes, {student}" for student, classes in keys))
-    table = markdown(head, [(name, *(cell(name, key) for key in keys)) for name in names])
+    first = [key for key in keys if key[0] == options["student"][0]]
+    ratios = {name: None for found in record["ratios"] for name in found}
+    named = [name for name in ratios if name not in ("student", "classes")]
+    ratio_table = markdown(
+        (
+            "ratio",
+            *(f"{found['classes']} classes, {found['student']}" for found in record["ratios"]),
+        ),
+        [
+            (f"`{name}`", *(f"{r[name]:g}x" if name in r else "-" for r in record["ratios"]))
+            for name in named
+        ],
+    )
     return (
         f"One training step, {unit}, teacher {options['teacher']}, precision "
-        f"{options['precision']}; in brackets: how many steps of FDBPL here.\n\n{table}\n\n"
-        f"{memory_table(record)}\n\n{bar_table(record)}\n\n{check_line(record)}{origin(record)}"
+        f"{options['precision']}; in brackets: how many steps of FDBPL here.\n\n"
+        f"{table('one step', keys, time)}\n\n{ratio_table}\n\nGFLOP / peak MB / MB kept for the "
+        f"backward pass (how often the piece timed least was timed):\n\n"
+        f"{table('one step', first, cost)}{check_line(record)}"
     )
 
 
@@ -67,87 +94,121 @@ def check_line(record: dict[str, Any]) -> str:
     if not check:
         return ""
     return (
-        f"Check: the official CoOp step at {check['classes']} classes in one go took "
-        f"{check['whole_seconds']:.1f} s, the sum of its pieces {check['composed_seconds']:.1f} s. "
+        f"\n\nCheck: the official CoOp step at {check['classes']} classes in one go took "
+        f"{check['whole_seconds']:.1f} s, the sum of its pieces {check['composed_seconds']:.1f} s."
     )
 
 
-def memory_table(record: dict[str, Any]) -> str:
-    """FLOP and memory of one step with the first student."""
-    first = record["options"]["student"][0]
-    rows = [row for row in record["rows"] if row["student"] == first and row["ms"] is not None]
-    return markdown(
-        (f"one step, {first}", "classes", "GFLOP", "peak MB", "kept for backward MB", "repeats"),
-        [
+def whole_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """Whole runs, a table for each world: seconds by phase, and how many times faster than KDPL."""
+    parts = []
+    for world in dict.fromkeys(row["world"] for row in rows):
+        runs = [row for row in rows if row["world"] == world]
+        online = runs[0]["seconds"]
+        names = list(dict.fromkeys(phase for row in runs for phase in row["phases"]))
+        head = ("run", *(f"{name}, s" for name in names), "whole, s", "faster", "without dump")
+        cells = [
             (
                 row["name"],
-                str(row["classes"]),
-                f"{row['flop'] / 1e9:,.0f}",
-                f"{row['peak_bytes'] / 1e6:,.0f}",
-                f"{row['saved_bytes'] / 1e6:,.0f}",
-                str(row["repeats"]),
+                *(f"{row['phases'][n]:,.0f}" if n in row["phases"] else "-" for n in names),
+                f"{row['seconds']:,.0f}",
+                f"{online / row['seconds']:.2f}x",
+                f"{online / row['seconds_without_dump']:.2f}x",
             )
-            for row in rows
-        ],
-    )
+            for row in runs
+        ]
+        title = f"{runs[0]['seeds']} seeds, {world}, CPU time of one thread:"
+        parts.append(f"{title}\n\n{markdown(head, cells)}")
+    return "\n\n".join(parts)
 
 
-def bar_table(record: dict[str, Any]) -> str:
-    return markdown(
-        ("ratio", "classes", "student", "wanted", "found", ""),
+def dump_rows(record: dict[str, Any]) -> str:
+    def share(row: dict[str, Any], name: str) -> str:
+        return f"{100 * row[name]:.1f} %" if name in row else "-"
+
+    options = record["options"]
+    head = ("batch", "threads", "workers", "regions / s", "per CPU second")
+    table = markdown(
+        (*head, "teacher", "decode", "cut"),
         [
             (
-                f"`{bar['ratio']}`",
-                str(bar["classes"]),
-                bar["student"],
-                bar["wanted"],
-                f"{bar['found']:g}x",
-                "met" if bar["met"] else "**not met**",
+                *(str(row[name]) for name in ("batch_size", "threads", "workers")),
+                f"{row['regions_per_second']:.2f}",
+                f"{1000 / row['cpu_ms']:.2f}",
+                *(share(row, f"{name}_share") for name in ("teacher", "decode", "cut")),
             )
-            for bar in record["bars"]
+            for row in record["rows"]
         ],
     )
-
-
-def whole_table(record: dict[str, Any]) -> str:
-    parts = []
-    for world in dict.fromkeys(row["world"] for row in record["rows"]):
-        rows = [row for row in record["rows"] if row["world"] == world]
-        table = whole_rows(rows, rows[0]["name"])
-        parts.append(f"{rows[0]['seeds']} seeds, {world}, CPU time of one thread:\n\n{table}")
-    if record["bars"]:
-        parts.append(bar_table(record))
-    return "\n\n".join([*parts, origin(record)])
-
-
-def dump_table(record: dict[str, Any]) -> str:
-    options = record["options"]
     return (
         f"The dump: {options['images']} images x {options['regions']} regions, teacher "
-        f"{options['teacher']}, wall time:\n\n{dump_rows(record['rows'])}\n\n{origin(record)}"
+        f"{options['teacher']}, wall time:\n\n{table}"
     )
 
 
-def text_memory_table(record: dict[str, Any]) -> str:
-    from benchmarks.text_memory import table  # loads torch
+def store_rows(record: dict[str, Any]) -> str:
+    """Reading a region store: speed, memory, and one as large as ImageNet's."""
+    reads, memory = record["reads"], record["memory"]
+    sizes = [name for name in reads if " x " in name]
+    readers = list(reads[sizes[0]]["rows_per_second"])
 
-    title = "One training step over many names, ViT-B/16, peak above the loaded model:"
-    return f"{title}\n\n{table(record['rows'])}\n\n{origin(record)}"
+    def cell(size: str, reader: str) -> str:
+        rows, times = reads[size]["rows_per_second"], reads[size]["times_torch_save"]
+        return f"{rows[reader]:,}" + (f" ({times[reader]:g}x)" if reader in times else "")
+
+    table = markdown(
+        ("rows per second of CPU time", *(f"batches of {size}" for size in sizes)),
+        [(reader, *(cell(size, reader) for size in sizes)) for reader in readers],
+    )
+    workers = [one for found in memory["three_workers_of_the_largest"].values() for one in found]
+    of_workers = {k: max(one["most_mb"][k] for one in workers) for k in ("own", "mapped")}
+    text = (
+        f"The region store: {reads['images']} images x {reads['regions']} regions x "
+        f"{reads['classes']} float16 logits, files in the system's cache; in brackets, against a "
+        f"torch.save per image.\n\n{table}\n\nMost memory of a reader, its own and mapped: "
+    )
+    text += "; ".join(
+        f"{one['most_mb']['own']} and {one['most_mb']['mapped']} MB of a store of "
+        f"{one['store_mb']} MB"
+        for one in memory["one_reader"]
+    )
+    text += (
+        f"; each of three workers, forked or spawned, at most {of_workers['own']} and "
+        f"{of_workers['mapped']}."
+    )
+    large = record.get("large")
+    if large:
+        checks = ", ".join(f"{name} {s} s" for name, s in large["verify_seconds"].items())
+        first, again = (
+            one["rows_per_second"] for one in large[f"reads of {READ_BATCH} x 8"].values()
+        )
+        text += (
+            f" A store of {large['images']:,} images x {large['regions']} regions x top-"
+            f"{large['top_k']}, {large['bytes'] / 1e9:.1f} GB in {large['shards']} shards: written "
+            f"in {large['write_seconds']} s, opened in {large['open_seconds']} s, verified in "
+            f"{checks}; random batches of {READ_BATCH} x 8 read {first:,} rows a second while a "
+            f"shard is verified at its first touch, then {again:,}."
+        )
+    return text
 
 
 def origin(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
+    cpu = machine["cpu"]
+    if machine.get("stepping"):
+        cpu += " family {family} model {model} stepping {stepping}".format(**machine)
+        cpu += f" ({', '.join(machine['flags'])})"
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; torch "
+        f"{cpu}, {machine['cores']} cores, {machine['system']}; torch "
         f"{versions['torch']}, commit {_commit(record)}, {record['finished']}."
     )
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "step_time": step_table,
-    "end_to_end": whole_table,
-    "dump": dump_table,
-    "text_memory": text_memory_table,
+    "step_time": step_rows,
+    "end_to_end": lambda record: whole_rows(record["rows"]),
+    "dump": dump_rows,
+    "store_io": store_rows,
 }
 
 
@@ -155,11 +216,12 @@ def tables(folder: Path = RESULTS) -> str:
     """All tables of all machines."""
     parts = []
     for machine in sorted(path for path in folder.iterdir() if path.is_dir()):
-        found = [
-            make(json.loads(file.read_text(encoding="utf-8")))
+        records = [
+            (make, json.loads(file.read_text(encoding="utf-8")))
             for name, make in TABLES.items()
             for file in sorted(machine.glob(f"{name}*.json"))
         ]
+        found = [f"{make(record)}\n\n{origin(record)}" for make, record in records]
         parts += [f"### {machine.name}", *found] if found else []
     return "\n\n".join(parts)
 

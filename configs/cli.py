@@ -78,7 +78,9 @@ def _merge_file(cfg: CfgNode, flag: str, name: str) -> None:
 
 
 def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "") -> None:
-    """Merge a yaml file; nothing in it is ever run, as yacs does with files named .py.
+    """Merge a yaml file; before it the one that its key _BASE_ names, a path beside it.
+
+    Nothing in it is ever run, as yacs does with files named .py.
 
     Raises:
         ValueError: it is no yaml file of keys and values, or a key or value does not fit; with the
@@ -106,6 +108,9 @@ def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "") -> None:
     except AssertionError as error:  # yacs takes no dates
         raise ValueError(f"{named}: {_plain(error)}.") from error
     try:
+        base = loaded.pop("_BASE_", "")
+        if base:
+            merge_yaml(cfg, Path(path).parent / base, flag)
         _whole_numbers_as_floats(loaded, cfg)
         cfg.merge_from_other_cfg(loaded)
     except (KeyError, ValueError, AssertionError) as error:

@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+RENAMED = {  # old key -> today's
+    "TRAINER.FDBPL.LABEL_WEIGHT": "TRAINER.DISTILL.LABEL_WEIGHT",
+    "TRAINER.KDPL.CLASS_AGNOSTIC": "TRAINER.DISTILL.CLASS_AGNOSTIC",
+    "TRAINER.KDPL.VOCABULARY": "TRAINER.DISTILL.VOCABULARY",
+    "TRAINER.KDPL.K_MAX": "TRAINER.DISTILL.K_MAX",
+}
+DROPPED = ("MODEL.COMPILE", "TRAIN.CUDA_GRAPH")  # moved no result
+
+
+def as_of_today(saved: CfgNode) -> CfgNode:
+    """A run's saved config under today's keys, in place."""
+
+    def node_of(key: str) -> CfgNode:
+        node = saved
+        for part in key.split(".")[:-1]:
+            node = node.setdefault(part, CfgNode())
+        return node
+
+    for old in (*RENAMED, *DROPPED):
+        value = node_of(old).pop(old.rsplit(".", 1)[1], None)
+        if value is not None and old in RENAMED:
+            node_of(RENAMED[old])[RENAMED[old].rsplit(".", 1)[1]] = value
+    return saved
+
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add our keys to Dassl's default config, in place."""
+    """Add our keys to Dassl's default config, in place; an old key's error names the new one."""
+    for old, new in RENAMED.items():
+        cfg.register_renamed_key(old, new)
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base (first half of the classes), new (rest)
     cfg.DATASET.TEMPLATE = ""  # such as "a photo of a {}."; "" takes the data set's own
     cfg.DATASET.STRICT = True  # refuse data that are incomplete; False: warn, use what is there
@@ -21,14 +47,6 @@ def extend_cfg(cfg: CfgNode) -> None:
     # memory stays bounded, and such a part takes half as much time again. 0: all at once, or as
     # many as 1.5 GiB of activations allow.
     cfg.MODEL.TEXT_CHUNK = 0
-    # The text tower's training step through torch.compile, where all classes are encoded at once:
-    # the same up to rounding, and a start that takes minutes on a CPU (docs/LOG.md). Where it
-    # fails, a line says so and the step runs without.
-    cfg.MODEL.COMPILE = False
-
-    # Record the training step as a CUDA graph, where only text prompts are learned, and replay it.
-    # Elsewhere, and on a CPU, steps are computed as without it; a line says why.
-    cfg.TRAIN.CUDA_GRAPH = False
 
     # Share of the hand-written prompt in the class features at test; several values: a sweep.
     cfg.TEST.TEXT_INTERPOLATION = (0.0,)
@@ -97,16 +115,16 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.KDPL = CfgNode()
     cfg.TRAINER.KDPL.TEACHER = "open_clip:ViT-H-14-quickgelu/dfn5b"
     cfg.TRAINER.KDPL.TEACHER_PREC = "fp32"  # fp32, fp16 or bf16
-    # Class-agnostic distillation (KDPL-CA), also of stored regions (<M>_FDBPL, kind features).
-    cfg.TRAINER.KDPL.CLASS_AGNOSTIC = False
-    cfg.TRAINER.KDPL.VOCABULARY = ""  # file with one word or name a line
-    cfg.TRAINER.KDPL.K_MAX = 1000  # words a step learns from: those of the highest mean probability
 
     # Of every trainer that learns from a teacher: <M>_KDPL and <M>_FDBPL. All off by default.
     cfg.TRAINER.DISTILL = CfgNode()
     cfg.TRAINER.DISTILL.LABEL_WEIGHT = 0.0  # cross-entropy with the true labels, beside the teacher
     cfg.TRAINER.DISTILL.LABEL_LOGIT = 0.0  # added to the teacher's logit of the true class
     cfg.TRAINER.DISTILL.UNIFORM_TEACHER = False  # control: a teacher that knows nothing
+    # Class-agnostic distillation (KDPL-CA), also of stored regions (<M>_FDBPL, kind features).
+    cfg.TRAINER.DISTILL.CLASS_AGNOSTIC = False
+    cfg.TRAINER.DISTILL.VOCABULARY = ""  # file with one word or name a line
+    cfg.TRAINER.DISTILL.K_MAX = 1000  # words of a step: those of the highest mean probability
 
     cfg.TRAINER.FDBPL = CfgNode()
     # The teacher and its regions: what a dump contains, and what a run asks of its store.
@@ -124,10 +142,6 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.FDBPL.REGIONS_PER_STEP = 1  # of each image in the batch
     # Hosts without image prompts: features of the regions are computed once, beside the store.
     cfg.TRAINER.FDBPL.CACHE_FEATURES = True
-    # Other hosts: "pil" cuts as the dump did, in the loader's workers; "device" decodes each image
-    # once, into a temporary file, and cuts whole batches where the model computes.
-    cfg.TRAINER.FDBPL.CUT = "pil"
-    cfg.TRAINER.FDBPL.DECODED_DIR = ""  # folder of that file; "": the system's
     cfg.TRAINER.FDBPL.REGION_WEIGHT = "entropy"  # entropy: w = 1 - H(p) / ln C; none: w = 1
     cfg.TRAINER.FDBPL.NEGATIVE_INIT = "a photo of no"  # as many words as the positive context
     cfg.TRAINER.FDBPL.DISTILL_WEIGHT = 1.0

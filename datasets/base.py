@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dassl.data.datasets import DatasetBase, Datum
 
 from datasets.fewshot import (
-    SPLITS,
-    Entry,
-    Split,
+    SPLIT_SEED,
     cached_few_shot,
     few_shot_split,
-    files,
     keep_split,
     read_split,
     subsample_classes,
 )
-from datasets.sizes import SIZES
+from datasets.listing import class_files, files
+from datasets.sizes import PUBLISHED, SIZES
+from datasets.split import SPLITS, Entry, Split, class_sizes
 from wording import counted
 
-SHOWN = 8  # problems a message lists; the others are counted
+SHOWN = 10  # problems a message lists; the others are counted
+
+# What `split_source` of a data set says
+PUBLISHED_SPLIT = "published"  # read or made here, with the digest of the published file
+OFFICIAL = "official lists"  # the authors' own lists or folders; there is no split file
+UNCHECKED = "split file"  # of a data set whose published digest is not known
+OTHER_FILE = "split file, not the published one"
+FALLBACK = "fallback, not the published one"
+OWN = "own data"
+TOY = "toy world"
 
 
 def data_root(cfg) -> Path:
@@ -62,6 +70,11 @@ class CheckedDataset(DatasetBase):
             out images that are not there, and numbers the classes that have training images anew.
         remedy: the next step that a refusal names.
         cache: folder that keeps few-shot draws in split_fewshot/; None keeps none.
+        source, digest: of the split; see the attributes.
+    Attributes:
+        split_digest: Split.digest(), 16 hexadecimal digits, before any draw and scope. Runs of
+            different splits are not to be averaged.
+        split_source: where the split is from, one of the words above: "published", ...
     Raises:
         ValueError: there are problems, or no image.
     """
@@ -77,6 +90,8 @@ class CheckedDataset(DatasetBase):
         problems: list[str],
         remedy: str,
         cache: Path | None = None,
+        source: str = OWN,
+        digest: str = "",
     ):
         name = type(self).__name__
         if problems and cfg.DATASET.STRICT:
@@ -89,24 +104,32 @@ class CheckedDataset(DatasetBase):
                 f"Warning: {name} is not as it should be (DATASET.STRICT False). {told(problems)}"
             )
             split = close_gaps(without_missing(images, split))
+        self.split_digest = split.digest() if problems or not digest else digest
+        changed = digest and self.split_digest != digest
+        self.split_source = f"{source}, incomplete" if changed else source
         if not split.test or not (split.train or self.evaluation_only):
             raise ValueError(
                 f"{name}: {images} gives no image to train or test on. Next: {remedy}."
             )
+        shots, seed = cfg.DATASET.NUM_SHOTS, cfg.SEED
         if self.evaluation_only:
             train, val = split.test, []
+        elif cache:
+            train, val = cached_few_shot(cache, split, shots, seed, self.split_digest)
         else:
-            shots, seed = cfg.DATASET.NUM_SHOTS, cfg.SEED
-            to_draw = split._replace(val=[]) if self.val_is_test else split
-            if cache:
-                train, val = cached_few_shot(cache, to_draw, shots, seed)
-            else:
-                train, val = few_shot_split(to_draw.train, to_draw.val, shots, seed)
-            val = split.test if self.val_is_test else val
-        train, val, test = subsample_classes(
-            cfg.DATASET.SUBSAMPLE_CLASSES,
-            *(datums(images, part) for part in (train, val, split.test)),
-        )
+            train, val = few_shot_split(split.train, split.val, shots, seed)
+        scope = cfg.DATASET.SUBSAMPLE_CLASSES
+        parts = subsample_classes(scope, train, val, split.test)
+        train, val, test = (datums(images, part) for part in parts)
+        val = test if self.val_is_test else val
+        left = len({item.label for item in train})
+        if left < 2 or not test:
+            whole = len(class_sizes(split.train or split.test))
+            raise ValueError(
+                f"{name}: DATASET.SUBSAMPLE_CLASSES {scope} leaves {counted(left, 'class')} of "
+                f"{whole} and {counted(len(test), 'test image')} in {images}. It takes 2 classes "
+                "to tell apart, so 4 for base and new, and images to test on."
+            )
         super().__init__(train_x=train, val=val or None, test=test)
         if self.num_classes != len(self.classnames):  # Dassl counts them in two ways
             raise ValueError(
@@ -115,22 +138,36 @@ class CheckedDataset(DatasetBase):
             )
 
 
+class Found(NamedTuple):
+    """What a data set's folder holds."""
+
+    split: Split
+    problems: list[str]  # everything in which it differs from a complete one
+    source: str  # as in CheckedDataset.split_source
+    digest: str
+    note: str  # a sentence on the split, and what to do if it is not the published one
+
+
 class FamilyDataset(CheckedDataset):
     """A data set of CoOp's list, in the folder and with the files that its code expects."""
 
     dataset_dir = ""  # folder under DATASET.ROOT
     image_dir = ""  # folder in it that paths are relative to
     split_file = ""  # the published split; "": the official lists are the split
-    needed: tuple[str, ...] = ()  # files that a split is made from where split_file is missing
-    listed = False  # the split is a listing of the image folder, so that no file can be missing
+    needed: tuple[str, ...] = ()  # files that a split is made of where split_file is missing
+    listed = False  # the split is what the image folder holds, so that no file can be missing
+    reproducible = False  # a split made here of the official lists is the published one
 
     def __init__(self, cfg):
-        root = data_root(cfg)
-        folder = root / self.dataset_dir
-        keep = "whole" if cfg.DATASET.STRICT else "always"
-        split, problems = self.inspect(folder, cfg.SEED, keep)
-        images = folder / self.image_dir
-        super().__init__(cfg, images, split, problems, prepare_command(folder), cache=folder)
+        folder = data_root(cfg) / self.dataset_dir
+        found = self.inspect(folder, "whole" if cfg.DATASET.STRICT else "always")
+        if found.note:
+            warning = "Warning: " if found.source in (FALLBACK, OTHER_FILE) else ""
+            print(warning + found.note)
+        super().__init__(
+            cfg, folder / self.image_dir, found.split, found.problems, prepare_command(folder),
+            cache=folder, source=found.source, digest=found.digest,
+        )  # fmt: skip
 
     @classmethod
     def make_split(cls, folder: Path, rng: random.Random) -> Split:
@@ -138,13 +175,13 @@ class FamilyDataset(CheckedDataset):
         raise NotImplementedError
 
     @classmethod
-    def inspect(cls, folder: Path, seed: int = 1, keep: str = "never") -> tuple[Split, list[str]]:
-        """Read the split and list everything in which the folder differs from a complete one.
+    def inspect(cls, folder: Path, keep: str = "never") -> Found:
+        """Read the split and compare the folder with a complete one.
 
         Args:
-            seed: of the split that is made where the published one is missing.
-            keep: write that split to split_fallback_<name>.json, for every later run to use:
-                never, always, or whole (only of a folder in which nothing else is wrong).
+            keep: what is made here (a split in split_fallback_<name>.json, a listing in
+                listing_<name>.json), for every later run to use: never, always, or a split only
+                where nothing else is wrong (whole).
         Raises:
             ValueError: there is no split, and nothing to make one from.
         """
@@ -153,22 +190,55 @@ class FamilyDataset(CheckedDataset):
                 f"{cls.__name__}: there is no folder {folder / cls.image_dir}. "
                 f"Next: {prepare_command(folder)}."
             )
-        split, fallback = cls._read(folder, seed)
+        split, fallback = cls._read(folder, keep)
+        made_before = fallback is not None and fallback.exists()
         problems = size_problems(cls.__name__, folder, split)
-        if problems and fallback and fallback.exists():
+        if problems and made_before:
             problems.append(f"{fallback} was made of what was here then; delete it to renew it")
         problems += cls.more_problems(folder, split)
         if not cls.listed:
             problems += missing_files(folder / cls.image_dir, split)
         if fallback and (keep == "always" or (keep == "whole" and not problems)):
             split = keep_split(fallback, split)
-        if fallback:
-            print(
-                f"Warning: {folder / cls.split_file} is missing. The split is one made here "
-                f"({fallback.name}), so that results compare with no published number. "
-                f"Next: {prepare_command(folder)}."
+        return Found(split, problems, *cls._whence(folder, split, fallback, made_before))
+
+    @classmethod
+    def _whence(
+        cls, folder: Path, split: Split, fallback: Path | None, made_before: bool
+    ) -> tuple[str, str, str]:
+        """source, digest and note of Found."""
+        digest = found = split.digest()
+        if not cls.split_file:
+            return OFFICIAL, digest, ""
+        path, known = fallback or folder / cls.split_file, PUBLISHED.get(cls.__name__)
+        if known and known.parts != SPLITS:
+            found = known.of(split)
+        if known and found == known.digest:
+            made = f", made here with seed {SPLIT_SEED}" if fallback else ""
+            return PUBLISHED_SPLIT, digest, f"{path.name}: {known.what}, digest {found}{made}."
+        if not known and not fallback:
+            note = f"{path.name}: digest {digest}; that of the published split is not known."
+            return UNCHECKED, digest, note
+        lack = (
+            f"is not the published one (digest {found}{f', not {known.digest}' if known else ''})"
+        )
+        again = prepare_command(folder)
+        if not fallback:
+            what, step = f"The split in {path}", f"delete it, then {again}"
+        elif not cls.reproducible:
+            what = f"{folder / cls.split_file} is missing. The split made here ({path.name})"
+            step = again
+        elif made_before:
+            what = f"The split in {path}, made with another seed or of other lists,"
+            step = "delete it; the next run makes the published one"
+        else:
+            lists = ", ".join(cls.needed)
+            what, step = (
+                f"The split made of {lists} in {folder}",
+                f"delete these lists, then {again}",
             )
-        return split, problems
+        note = f"{what} {lack}, so that results compare with no published number. Next: {step}."
+        return FALLBACK if fallback else OTHER_FILE, digest, note
 
     @classmethod
     def more_problems(cls, folder: Path, split: Split) -> list[str]:
@@ -176,7 +246,7 @@ class FamilyDataset(CheckedDataset):
         return []
 
     @classmethod
-    def _read(cls, folder: Path, seed: int) -> tuple[Split, Path | None]:
+    def _read(cls, folder: Path, keep: str) -> tuple[Split, Path | None]:
         """The split, and where it is one made here, the place of its file."""
         if cls.split_file and (folder / cls.split_file).is_file():
             return read_split(folder / cls.split_file), None
@@ -191,13 +261,39 @@ class FamilyDataset(CheckedDataset):
                 f"Next: {prepare_command(folder)}."
             )
         try:
-            split = cls.make_split(folder, random.Random(seed if seed >= 0 else None))
+            split = cls._made(folder, keep)
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{cls.__name__}: {', '.join(cls.needed)} in {folder} do not fit each other "
                 f"({type(error).__name__}: {error}). Delete them. Next: {prepare_command(folder)}."
             ) from error
         return split, fallback if cls.split_file else None
+
+    @classmethod
+    def _made(cls, folder: Path, keep: str) -> Split:
+        return cls.make_split(folder, random.Random(SPLIT_SEED))
+
+
+class ListedDataset(FamilyDataset):
+    """The images of the class folders are the split."""
+
+    listed = True
+    needed = ("classnames.txt",)
+    parents: tuple[str, ...] = ("",)  # folders of class folders in the image folder
+
+    @classmethod
+    def of_files(cls, folder: Path, names: Mapping[str, str]) -> Split:
+        """The split of a listing; names as of class_files()."""
+        raise NotImplementedError
+
+    @classmethod
+    def make_split(cls, folder, rng):
+        return cls.of_files(folder, class_files(folder / cls.image_dir, cls.parents))
+
+    @classmethod
+    def _made(cls, folder, keep):
+        kept = None if keep == "never" else folder / f"listing_{cls.__name__}.json"
+        return cls.of_files(folder, class_files(folder / cls.image_dir, cls.parents, kept))
 
 
 def prepare_command(folder: Path) -> str:
@@ -210,10 +306,20 @@ def told(problems: list[str]) -> str:
     return " ".join(f"{problem}." for problem in problems[:SHOWN]) + more
 
 
+class SeenDatum(Datum):
+    """A Datum of an image that was seen when its folder was listed.
+
+    Dassl's own looks at every file once more, which takes as long as all the rest.
+    """
+
+    def __init__(self, impath: str, label: int, classname: str):
+        self._impath, self._label, self._domain, self._classname = impath, label, 0, classname
+
+
 def datums(images: Path, entries: Iterable[Entry]) -> list[Datum]:
+    root = str(images)
     return [
-        Datum(os.path.join(images, entry.path), entry.label, classname=entry.classname)
-        for entry in entries
+        SeenDatum(os.path.join(root, path), label, classname) for path, label, classname in entries
     ]
 
 
@@ -223,20 +329,19 @@ def datums(images: Path, entries: Iterable[Entry]) -> list[Datum]:
 def size_problems(name: str, folder: Path, split: Split) -> list[str]:
     """Differences from the counts of SIZES, and labels that are no 0, 1, ..., C - 1."""
     sizes, problems = SIZES[name], []
-    numbers = {part: len(getattr(split, part)) for part in SPLITS}
     for part in SPLITS:
-        expected = getattr(sizes, part)
-        if expected is not None and numbers[part] != expected:
-            found = counted(numbers[part], f"{part} image", ",")
+        expected, count = getattr(sizes, part), len(getattr(split, part))
+        if expected is not None and count != expected:
+            found = counted(count, f"{part} image", ",")
             problems.append(f"{folder}: {found} found, {expected:,} expected")
-    labels = {entry.label for entry in split.train or split.test}
+    labels = {label for label, _ in class_sizes(split.train or split.test)}
     if len(labels) != sizes.classes:
         problems.append(
             f"{folder}: {counted(len(labels), 'class')} found, {sizes.classes} expected"
         )
     problems += label_problems(split)
     half = set(sorted(labels)[: (len(labels) + 1) // 2])
-    base = sum(entry.label in half for entry in split.test)
+    base = sum(n for (label, _), n in class_sizes(split.test).items() if label in half)
     if not problems and sizes.test_base not in (None, base):
         problems.append(
             f"{folder}: {base:,} test images of base classes found, {sizes.test_base:,} expected: "
@@ -249,9 +354,9 @@ def label_problems(split: Split, classes: Sequence[str] = ()) -> list[str]:
     """Classes (known ones, or those in the lists) without training images or with two names."""
     problems, names = [], {label: {name} for label, name in enumerate(classes)}
     for part in split:
-        for entry in part:
-            names.setdefault(entry.label, set()).add(entry.classname)
-    trained = {entry.label for entry in split.train or split.test}
+        for label, name in class_sizes(part):
+            names.setdefault(label, set()).add(name)
+    trained = {label for label, _ in class_sizes(split.train or split.test)}
     empty = [label for label in range(max(names, default=-1) + 1) if label not in trained]
     problems += [
         f"class {label} ({', '.join(sorted(names.get(label, {'no name'})))}): "
@@ -268,22 +373,17 @@ def label_problems(split: Split, classes: Sequence[str] = ()) -> list[str]:
 
 def missing_files(images: Path, split: Split) -> list[str]:
     """Folders that lack images which the split lists, with both counts."""
-    expected, found = Counter(), Counter()
-    here = _files_by_folder(images, split)
-    for path in {entry.path for part in split for entry in part}:
-        folder, _, name = path.rpartition("/")
-        expected[folder] += 1
-        found[folder] += name in here[folder]
     return [
-        f"{images / folder}: {found[folder]:,} images of the split found, {count:,} expected"
-        for folder, count in sorted(expected.items())
-        if found[folder] < count
+        f"{images / folder}: {counted(len(here), 'image')} of the split found, "
+        f"{len(names):,} expected"
+        for folder, (names, here) in sorted(_by_folder(images, split).items())
+        if len(here) < len(names)
     ]
 
 
 def without_missing(images: Path, split: Split) -> Split:
     """The split without images that are not there."""
-    here = _files_by_folder(images, split)
+    here = {folder: found for folder, (_, found) in _by_folder(images, split).items()}
 
     def is_there(path: str) -> bool:
         folder, _, name = path.rpartition("/")
@@ -292,9 +392,15 @@ def without_missing(images: Path, split: Split) -> Split:
     return Split(*([entry for entry in part if is_there(entry.path)] for part in split))
 
 
-def _files_by_folder(images: Path, split: Split) -> dict[str, set[str]]:
-    folders = {entry.path.rpartition("/")[0] for part in split for entry in part}
-    return {folder: set(files(images / folder)) for folder in folders}
+def _by_folder(images: Path, split: Split) -> dict[str, tuple[set[str], set[str]]]:
+    """Names that the split lists in each folder, and those of them that are there."""
+    listed: dict[str, set[str]] = {}
+    for part in split:
+        for path, _, _ in part:
+            folder, _, name = path.rpartition("/")
+            listed.setdefault(folder, set()).add(name)
+    return {folder: (names, names.intersection(files(images / folder)))
+            for folder, names in listed.items()}  # fmt: skip
 
 
 def close_gaps(split: Split) -> Split:

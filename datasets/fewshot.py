@@ -7,44 +7,23 @@ all-class run of one seed share their images, as in CoOp's code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from dassl.data.datasets import Datum
 
+from datasets.listing import files, subfolders, write_if_possible
+from datasets.split import SPLITS, ClassFolder, Entry, Split, by_label
 from wording import counted
 
 SCOPES = ("all", "base", "new")
 MAX_VAL_SHOTS = 4  # CoOp's: validation never gets more images per class than this
-SPLITS = ("train", "val", "test")
-
-
-class Entry(NamedTuple):
-    """One image of a split."""
-
-    path: str  # with / and relative to the data set's image folder, so that it survives a move
-    label: int
-    classname: str
-
-
-class Split(NamedTuple):
-    """The images of a data set, before any draw."""
-
-    train: list[Entry]
-    val: list[Entry]
-    test: list[Entry]
-
-    def digest(self) -> str:
-        """16 hexadecimal digits that another list, order, label or class name would change."""
-        text = json.dumps(self, ensure_ascii=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
+SPLIT_SEED = 1  # of splits made here, whatever the run's: CoOp's authors made theirs with it
 
 Item = TypeVar("Item", Entry, Datum)
 
@@ -97,14 +76,6 @@ def keep_split(path: Path, split: Split) -> Split:
 # those of CoOp's code; the lists are sorted first, which its code leaves to the file system.
 
 
-def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
-    """Images by label, labels in order of appearance."""
-    groups: dict[int, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.label, []).append(item)
-    return groups
-
-
 def divide(items: Iterable[Entry], rng: random.Random) -> Split:
     """Per class, shuffled: 50 % train, 20 % val, 30 % test.
 
@@ -148,38 +119,24 @@ def class_folders(
     ]
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Names of folders that are not hidden, sorted; none where there is no such folder."""
-    return _names(folder, os.DirEntry.is_dir)
-
-
-def files(folder: Path) -> list[str]:
-    """Names of files that are not hidden, sorted; none where there is no such folder."""
-    return _names(folder, os.DirEntry.is_file)
-
-
-def _names(folder: Path, kind) -> list[str]:
-    try:
-        with os.scandir(folder) as found:
-            return sorted(item.name for item in found if item.name[0] != "." and kind(item))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 # Few-shot draws
 
 
-def draw_few_shot(items: Sequence[Item], shots: int, rng: random.Random) -> list[Item]:
+def draw_few_shot(items: Collection[Item], shots: int, rng: random.Random) -> list[Item]:
     """Draw images per class, classes in order of appearance; a small class gives all it has."""
-    return [
-        item
-        for members in by_label(items).values()
-        for item in (rng.sample(members, shots) if len(members) >= shots else members)
-    ]
+    drawn: list[Item] = []
+    for members in by_label(items).values():
+        if len(members) < shots:
+            drawn += members
+            continue
+        places = rng.sample(range(len(members)), shots)  # those that sampling the images draws
+        many = isinstance(members, ClassFolder)
+        drawn += members.at(places) if many else [members[i] for i in places]
+    return drawn
 
 
 def few_shot_split(
-    train: Sequence[Item], val: Sequence[Item], shots: int, seed: int
+    train: Collection[Item], val: Collection[Item], shots: int, seed: int
 ) -> tuple[list[Item], list[Item]]:
     """Draw train, then val (at most 4 per class) from one random stream.
 
@@ -194,52 +151,39 @@ def few_shot_split(
 
 
 def cached_few_shot(
-    folder: Path, split: Split, shots: int, seed: int
+    folder: Path, split: Split, shots: int, seed: int, digest: str = ""
 ) -> tuple[list[Entry], list[Entry]]:
     """few_shot_split() of a split, kept in folder/split_fewshot as JSON with relative paths.
 
-    A file is used only for the same shots, seed and split. The pickles that CoOp's code leaves in
-    that folder are never opened. Unseeded draws are not kept.
+    The draw is cheap and made every time; a file that differs from it is told and replaced. The
+    pickles that CoOp's code leaves in that folder are never opened. Unseeded draws are not kept.
+
+    Args:
+        digest: the split's, where it is known already.
     """
-    if shots < 1 or seed < 0:
-        return few_shot_split(split.train, split.val, shots, seed)
-    digest = split.digest()
-    path = folder / "split_fewshot" / f"shot_{shots}-seed_{seed}-{digest}.json"
-    kept = _read_draw(path, split, digest)
-    if kept is not None:
-        return kept
     train, val = few_shot_split(split.train, split.val, shots, seed)
+    if shots < 1 or seed < 0:
+        return train, val
+    digest = digest or split.digest()
+    path = folder / "split_fewshot" / f"shot_{shots}-seed_{seed}-{digest}.json"
     content = {"shots": shots, "seed": seed, "split": digest, "train": train, "val": val}
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    text = json.dumps(content)
     try:
-        path.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(draft, path)
-    except OSError:  # a read-only data folder: the draw is the same without a cache
-        draft.unlink(missing_ok=True)
+        if json.loads(path.read_text(encoding="utf-8")) == json.loads(text):
+            return train, val
+        fits = False
+    except (OSError, ValueError) as error:
+        fits = isinstance(error, FileNotFoundError)  # none was kept
+    if not fits:
+        print(f"{path} does not fit the split; it is drawn anew.")
+    write_if_possible(path, text)
     return train, val
-
-
-def _read_draw(path: Path, split: Split, digest: str) -> tuple[list[Entry], list[Entry]] | None:
-    """A kept draw, or None where there is none, or one that is no part of the split."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        drawn = [[Entry(*entry) for entry in content[part]] for part in ("train", "val")]
-        fits = content["split"] == digest and drawn[0]
-        if fits and set(drawn[0]) <= set(split.train) and set(drawn[1]) <= set(split.val):
-            return drawn[0], drawn[1]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    print(f"{path} does not fit the split; it is drawn anew.")
-    return None
 
 
 # Class scopes
 
 
-def subsample_classes(scope: str, *splits: Sequence[Datum]) -> list[list[Datum]]:
+def subsample_classes(scope: str, *splits: Collection[Item]) -> list[list[Item]]:
     """Keep the classes of a scope in every split, relabelled from 0 in order.
 
     Args:
@@ -259,10 +203,12 @@ def subsample_classes(scope: str, *splits: Sequence[Datum]) -> list[list[Datum]]
     kept = labels[:middle] if scope == "base" else labels[middle:]
     new_label = {label: i for i, label in enumerate(kept)}
     return [
-        [
-            Datum(item.impath, new_label[item.label], item.domain, item.classname)
-            for item in split
-            if item.label in new_label
-        ]
+        [_relabelled(item, new_label[item.label]) for item in split if item.label in new_label]
         for split in splits
     ]
+
+
+def _relabelled(item: Item, label: int) -> Item:
+    if isinstance(item, Entry):
+        return item._replace(label=label)
+    return Datum(item.impath, label, item.domain, item.classname)

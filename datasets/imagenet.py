@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import FamilyDataset, prepare_command
-from datasets.fewshot import Entry, Split, files, subfolders
+from datasets.base import ListedDataset, prepare_command
+from datasets.listing import files, subfolders
+from datasets.split import ClassFolder, Listing, Split
 
 # The names of CLIP's list that stand for two classes each; lists made from WordNet have others.
 TWICE = {"missile", "sunglasses"}
@@ -17,26 +18,36 @@ VAL_PER_CLASS = 50
 
 
 @DATASET_REGISTRY.register()
-class ImageNet(FamilyDataset):
+class ImageNet(ListedDataset):
     """A label is the place of the class's folder (WordNet id) in the sorted training folders."""
 
     dataset_dir = "imagenet"
     image_dir = "images"
-    needed = ("classnames.txt",)
-    listed = True
+    parents = ("train", "val")
     val_is_test = True
 
     @classmethod
-    def make_split(cls, folder, rng):
-        names = read_classnames(folder)
+    def of_files(cls, folder, names):
+        classnames = read_classnames(folder)
         images = folder / cls.image_dir
         if not subfolders(images / "val") and files(images / "val"):
             raise ValueError(
                 f"ImageNet: the images in {images / 'val'} are not sorted into class folders. "
                 f"Next: {prepare_command(folder)}."
             )
-        label = {wnid: i for i, wnid in enumerate(subfolders(images / "train"))}
-        train, test = (_listing(images, part, names, label) for part in ("train", "val"))
+        folders = {part: [] for part in cls.parents}
+        for path in names:
+            part, _, wnid = path.partition("/")
+            folders[part].append(wnid)
+        label = {wnid: i for i, wnid in enumerate(folders["train"])}
+        train, test = (
+            Listing(
+                ClassFolder(path := f"{part}/{wnid}", label[wnid], classnames[wnid], names[path])
+                for wnid in folders[part]
+                if wnid in classnames and wnid in label
+            )
+            for part in cls.parents
+        )
         return Split(train, [], test)
 
     @classmethod
@@ -53,12 +64,11 @@ class ImageNet(FamilyDataset):
                 )
             if foreign:
                 problems.append(f"{place}: {foreign[0]} found, which classnames.txt does not have")
-        count = Counter(entry.path.split("/")[1] for entry in split.test)
         problems += [
-            f"{folder / cls.image_dir / 'val' / wnid}: {count[wnid]} images found, "
+            f"{folder / cls.image_dir / one.path}: {len(one)} images found, "
             f"{VAL_PER_CLASS} expected"
-            for wnid in sorted(count)
-            if count[wnid] != VAL_PER_CLASS
+            for one in split.test.folders
+            if len(one) != VAL_PER_CLASS
         ]
         return problems
 
@@ -80,13 +90,4 @@ def name_problems(folder: Path) -> list[str]:
         f"{folder / 'classnames.txt'}: {len(names)} names found, among them "
         f"{', '.join(sorted(twice)) or 'none'} more than once; {NUM_CLASSES} expected, with "
         f"{' and '.join(sorted(TWICE))} twice: other lists give other results"
-    ]
-
-
-def _listing(images: Path, part: str, names: dict[str, str], label: dict[str, int]) -> list[Entry]:
-    return [
-        Entry(f"{part}/{wnid}/{image}", label[wnid], names[wnid])
-        for wnid in subfolders(images / part)
-        if wnid in names and wnid in label
-        for image in files(images / part / wnid)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets.base import load_mat
 from datasets.download import what_is_wrong
-from datasets.fewshot import files, subfolders
+from datasets.listing import files, subfolders
 from datasets.sources import GB, IMAGENET_FILES
 from datasets.unpack import UnpackError, unpack, unpack_nested
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from datasets.base import FamilyDataset
-from datasets.fewshot import Entry, Split, files, subfolders
+from datasets.base import ListedDataset
 from datasets.imagenet import name_problems, read_classnames
+from datasets.split import ClassFolder, Listing, Split
 
 
-class _Variant(FamilyDataset):
+class _Variant(ListedDataset):
     """Class folders are WordNet ids; a label is the folder's place among those present."""
 
-    needed = ("classnames.txt",)  # ImageNet's
-    listed = True
     evaluation_only = True
 
     @classmethod
-    def make_split(cls, folder, rng):
-        names, images = read_classnames(folder), folder / cls.image_dir
-        present = [wnid for wnid in subfolders(images) if wnid in names]
-        test = [
-            Entry(f"{wnid}/{image}", label, names[wnid])
+    def of_files(cls, folder, names):
+        classnames = read_classnames(folder)
+        present = [wnid for wnid in names if wnid in classnames]
+        return Split([], [], Listing(
+            ClassFolder(wnid, label, classnames[wnid], names[wnid])
             for label, wnid in enumerate(present)
-            for image in files(images / wnid)
-        ]
-        return Split([], [], test)
+        ))  # fmt: skip
 
     @classmethod
     def more_problems(cls, folder, split):
@@ -40,14 +36,12 @@ class ImageNetV2(_Variant):
     image_dir = "imagenetv2-matched-frequency-format-val"
 
     @classmethod
-    def make_split(cls, folder, rng):
-        names, images = list(read_classnames(folder).values()), folder / cls.image_dir
-        test = [
-            Entry(f"{label}/{image}", label, name)
-            for label, name in enumerate(names)
-            for image in files(images / str(label))
-        ]
-        return Split([], [], test)
+    def of_files(cls, folder, names):
+        classnames = read_classnames(folder).values()
+        return Split([], [], Listing(
+            ClassFolder(str(label), label, name, names.get(str(label), ""))
+            for label, name in enumerate(classnames)
+        ))  # fmt: skip
 
 
 @DATASET_REGISTRY.register()

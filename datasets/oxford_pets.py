@@ -17,6 +17,7 @@ class OxfordPets(FamilyDataset):
     dataset_dir = "oxford_pets"
     image_dir = "images"
     split_file = "split_zhou_OxfordPets.json"
+    reproducible = True
     needed = ("annotations/trainval.txt", "annotations/test.txt")
 
     @classmethod

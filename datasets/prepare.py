@@ -3,10 +3,13 @@ r"""Get the data sets, lay out their folders and check them.
     python -m datasets.prepare eurosat dtd --root $DATA       # or: all
     python -m datasets.prepare all --root $DATA --verify      # only look at what is there
     python -m datasets.prepare eurosat --root $DATA --verify --decode
+    python -m datasets.prepare photos/my_data photos/list.csv --verify --decode
 
 Names are those of configs/datasets (dtd), of the folders (caltech-101) or of the registry
-(DescribableTextures). Called again, it continues: nothing is downloaded or unpacked twice. Where a
-file cannot be had, what to do by hand is printed. docs/DATASETS.md tells about each data set.
+(DescribableTextures). A path with a slash, or of a .csv file, is own data (docs/OWN_DATA.md): they
+are checked, nothing else. Called again, it continues: nothing is downloaded or unpacked twice.
+Where a file cannot be had, what to do by hand is printed. docs/DATASETS.md tells about each data
+set.
 """
 
 from __future__ import annotations
@@ -16,27 +19,24 @@ from entry import UsageError, run_script
 
 # isort: split
 import argparse
-import contextlib
-import io
 import os
 import shutil
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
-from PIL import Image
 from tabulate import tabulate
-from tqdm import tqdm
 
 from datasets import imagenet_files
-from datasets.base import FamilyDataset
+from datasets.base import FALLBACK, OTHER_FILE, FamilyDataset
+from datasets.decoding import Checked, check_images
 from datasets.download import DownloadError, fetch, fetch_member
-from datasets.fewshot import SPLITS
-from datasets.sizes import SIZES
+from datasets.own_files import read_own
+from datasets.sizes import SIZES, Sizes
 from datasets.sources import MIRROR, SOURCES, Part, Source
+from datasets.split import SPLITS
 from datasets.unpack import UnpackError, unpack
 from wording import nearest
 
@@ -63,14 +63,15 @@ SMALL = (".json", ".txt")  # split files and lists, beside the images
 def main(argv: list[str] | None = None) -> bool:
     """Do what the flags say; True when every data set is complete."""
     args = parse_args(argv)
-    names = registry_names(args.names)
-    given = args.root or os.environ.get("DATA")
-    if not given:
+    own = [name for name in args.names if is_path(name)]
+    names = registry_names([name for name in args.names if name not in own])
+    given = args.root or os.environ.get("DATA", "")
+    if names and not given:
         raise UsageError("where to? Give --root FOLDER, or set DATA in the environment.")
     root = Path(given).expanduser().absolute()
     if args.verify and not root.is_dir():
         raise UsageError(f"--root {root} is no folder.")
-    reports = []
+    reports = [verify_own(path, args.decode) for path in own]
     for name in names:
         by_hand = [] if args.verify else prepare(name, root, args.delete_archives)
         report = verify(name, root, args.decode)
@@ -80,9 +81,11 @@ def main(argv: list[str] | None = None) -> bool:
         reports.append(report)
     print(table(reports))
     for report in reports:
-        if report.problems:
+        lines = [report.note] if report.note else []
+        lines += report.problems[:20]
+        if lines:
             print(f"\n{report.name}:")
-            print("\n".join(f"  - {problem}" for problem in report.problems[:20]))
+            print("\n".join(f"  - {line}" for line in lines))
             if len(report.problems) > 20:
                 print(f"  - and {len(report.problems) - 20} more")
     return all(report.complete for report in reports)
@@ -102,6 +105,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--delete-archives", action="store_true", help="remove archives once they are unpacked"
     )
     return parser.parse_args(argv)
+
+
+def is_path(name: str) -> bool:
+    """Whether a word is the folder or table of own data and no name of a data set."""
+    return "/" in name or os.sep in name or name.lower().endswith((".csv", ".tsv"))
 
 
 def registry_names(given: Iterable[str]) -> list[str]:
@@ -128,7 +136,8 @@ def dataset(name: str) -> type[FamilyDataset]:
 
 def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:
     """Bring a data set's files into its folder; return what is left to do by hand."""
-    source, folder = SOURCES[name], root / dataset(name).dataset_dir
+    cls, source = dataset(name), SOURCES[name]
+    folder = root / cls.dataset_dir
     folder.mkdir(parents=True, exist_ok=True)
     print(f"== {name}: {folder}", flush=True)
     for other in source.copied:
@@ -136,18 +145,14 @@ def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:
         if original.is_file() and not copy.exists():
             shutil.copyfile(original, copy)
     failures: list[str] = []
-    for part in source.parts:
-        if not part.annotations:
+    for part in sorted(source.parts, key=lambda part: part.file == cls.split_file):
+        if part.file != cls.split_file or cls.split_file in _absent(name, folder):
             _get(part, folder, failures, delete_archives)
-    if _absent(source, folder) and source.mirror:
-        _get_from_mirror(source, folder, failures, delete_archives)
-    if dataset(name).split_file in _absent(source, folder):  # make a split at least
-        for part in source.parts:
-            if part.annotations:
-                _get(part, folder, failures, delete_archives)
+    if _absent(name, folder) and source.mirror:
+        _get_from_mirror(name, folder, failures, delete_archives)
     if name == "ImageNet":
         failures += imagenet_files.lay_out(folder)
-    absent = _absent(source, folder)
+    absent = _absent(name, folder)
     images = [product for product in absent if not product.endswith(SMALL)]
     if name == "ImageNet":  # its archives are no parts: they are behind a login
         images = [part for part in ("train", "val") if not (folder / "images" / part).is_dir()]
@@ -158,12 +163,17 @@ def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:
         steps.append(source.manual.format(folder=folder))
         absent = [product for product in absent if product.endswith(SMALL)]
     if absent:
-        steps.append(_by_hand(source, folder, absent))
+        steps.append(_by_hand(source, folder, absent, cls.split_file))
     return steps
 
 
-def _absent(source: Source, folder: Path) -> list[str]:
-    return [name for name in source.wanted if not (folder / name).exists()]
+def _absent(name: str, folder: Path) -> list[str]:
+    """What a usable data set lacks; a split file only where the lists it is made of lack too."""
+    cls = dataset(name)
+    wanted = [one for one in SOURCES[name].wanted if not (folder / one).exists()]
+    if cls.reproducible and all((folder / one).exists() for one in cls.needed):
+        wanted = [one for one in wanted if one != cls.split_file]
+    return wanted
 
 
 def _get(part: Part, folder: Path, failures: list[str], delete_archives: bool) -> None:
@@ -179,11 +189,10 @@ def _get(part: Part, folder: Path, failures: list[str], delete_archives: bool) -
         failures.append(str(error))
 
 
-def _get_from_mirror(
-    source: Source, folder: Path, failures: list[str], delete_archives: bool
-) -> None:
+def _get_from_mirror(name: str, folder: Path, failures: list[str], delete_archives: bool) -> None:
     """Take what is absent from the archive of the whole folder, or only a small file of it."""
-    url, absent = f"{MIRROR}/{source.mirror}", _absent(source, folder)
+    source, absent = SOURCES[name], _absent(name, folder)
+    url = f"{MIRROR}/{source.mirror}"
     small = [name for name in absent if name.endswith(SMALL)]
     try:
         if absent == small:
@@ -235,9 +244,12 @@ def _find(folder: Path, name: str, depth: int = 4) -> Path | None:
     return None
 
 
-def _by_hand(source: Source, folder: Path, absent: list[str]) -> str:
+def _by_hand(source: Source, folder: Path, absent: list[str], split_file: str) -> str:
     """What to download where to, for parts whose addresses do not answer."""
     steps = []
+    if split_file in absent:  # the lists do instead
+        lists = [one for part in source.parts if part.annotations for one in part.products]
+        absent = [one for one in absent if one != split_file or not lists] + lists
     for part in source.parts:
         if set(part.products) & set(absent):
             urls = " or ".join(url.replace("drive:", "https://drive.google.com/uc?id=")
@@ -260,6 +272,8 @@ class Report:
     classes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     verdict: str = "missing"
+    split: str = ""  # where it is from
+    note: str = ""  # what it is
     problems: list[str] = field(default_factory=list)
     next_step: str = ""
 
@@ -274,10 +288,8 @@ def verify(name: str, root: Path, decode: bool = False) -> Report:
     folder = root / cls.dataset_dir
     again = f"python -m datasets.prepare {folder.name} --root {root}"
     report.next_step = again
-    warnings = io.StringIO()
     try:
-        with contextlib.redirect_stdout(warnings):
-            split, problems = cls.inspect(folder)
+        split, problems, report.split, _, report.note = cls.inspect(folder)
     except (ValueError, OSError) as error:
         report.problems = [] if not folder.exists() else [" ".join(str(error).split())]
         return report
@@ -286,38 +298,44 @@ def verify(name: str, root: Path, decode: bool = False) -> Report:
     report.problems = problems
     if decode:
         paths = sorted({entry.path for part in split for entry in part})
-        report.problems += broken_images([folder / cls.image_dir / path for path in paths], name)
+        images = folder / cls.image_dir
+        report.problems += broken(check_images([os.path.join(images, path) for path in paths]))
     if report.problems:
         report.verdict = "incomplete"
         report.next_step = f"remove what is incomplete in {folder}, then {again}"
-    elif warnings.getvalue():
-        report.verdict = "split not the published one"
-        report.problems = [" ".join(warnings.getvalue().split())]
+    elif report.split in (FALLBACK, OTHER_FILE):
+        report.verdict, report.next_step = "split not the published one", "see below"
     else:
         report.verdict, report.next_step = "complete", "-"
     return report
 
 
-def broken_images(paths: list[Path], name: str) -> list[str]:
+def verify_own(place: str, decode: bool = False) -> Report:
+    """What ImageFolder or CSV would make of a folder or table, and maybe of its images."""
+    report = Report(place, next_step="correct what is listed below")
+    try:
+        listing = read_own(place)
+    except (ValueError, OSError) as error:
+        report.problems = [" ".join(str(error).split())]
+        return report
+    report.classes = len({entry.label for part in listing.split for entry in part})
+    report.counts = {part: len(getattr(listing.split, part)) for part in SPLITS}
+    report.problems = list(listing.problems)
+    notes = list(listing.notes)
+    if decode:
+        checked = check_images(listing.paths())
+        report.problems += broken(checked)
+        notes += checked.notes()
+    report.verdict = "incomplete" if report.problems else "complete"
+    if report.complete:
+        report.next_step = "-"
+    print("".join(f"{place}: {note}.\n" for note in notes), end="")
+    return report
+
+
+def broken(checked: Checked) -> list[str]:
     """Images that cannot be decoded to the last pixel, with the reason."""
-
-    def reason(path: Path) -> str:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except FileNotFoundError:
-            return ""  # told as missing already
-        except Exception as error:  # Pillow raises many kinds for broken files
-            return f"{path}: broken ({' '.join(str(error).split())}); fetch it again"
-        return ""
-
-    told = []
-    bar = tqdm(total=len(paths), desc=f"Decoding {name}", unit="img", disable=None)
-    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(paths), 1000):  # not a million tasks at once
-            told += [text for text in pool.map(reason, paths[first : first + 1000]) if text]
-            bar.update(len(paths[first : first + 1000]))
-    return told
+    return [f"{path}: broken ({why}); fetch it again" for path, why in checked.broken.items()]
 
 
 def table(reports: list[Report]) -> str:
@@ -332,13 +350,15 @@ def table(reports: list[Report]) -> str:
 
     rows = []
     for report in reports:
-        sizes = SIZES[report.name]
+        sizes = SIZES.get(report.name, Sizes(report.classes, None, None, None))
         counts = [cell(report.counts.get(part), getattr(sizes, part)) for part in SPLITS]
         if report.name == "ImageNet" and report.counts:
             counts[1] = "= test"
         classes = f"{report.classes} / {sizes.classes}"
-        rows.append([report.name, classes, *counts, report.verdict, report.next_step])
-    headers = ["data set", "classes found / expected", *SPLITS, "verdict", "next step"]
+        rows.append(
+            [report.name, classes, *counts, report.split or "-", report.verdict, report.next_step]
+        )
+    headers = ["data set", "classes found / expected", *SPLITS, "split", "verdict", "next step"]
     return tabulate(rows, headers, disable_numparse=True)
 
 

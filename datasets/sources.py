@@ -16,6 +16,8 @@ VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 CARS = "http://ai.stanford.edu/~jkrause/car196"
 SUN = "http://vision.princeton.edu/projects/2010/SUN"
 HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
+UDACITY = "https://raw.githubusercontent.com/udacity/pytorch_challenge/master"
+CRCV = "https://www.crcv.ucf.edu/data/UCF101"
 HUGGING = "https://huggingface.co"
 MIRROR = f"{HUGGING}/zhengli97/prompt_learning_dataset/resolve/main"
 GB = 10**9
@@ -36,7 +38,7 @@ class Part:
     makes: tuple[str, ...] = ()
     inner: str = ""  # an archive inside the archive, which holds what is wanted
     limit: int = 2 * GB  # bytes that unpacking may write
-    annotations: bool = False  # needed only where the split file cannot be had
+    annotations: bool = False  # a list that the published split is made of
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -160,7 +162,11 @@ SOURCES = {
                 md5="e0620be6f572b9609742df49c70aed4d",
                 annotations=True,
             ),
-            _drive("cat_to_name.json", "1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0", annotations=True),
+            Part(
+                "cat_to_name.json",
+                (f"{UDACITY}/cat_to_name.json", DRIVE + "1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"),
+                annotations=True,
+            ),
             _drive("split_zhou_OxfordFlowers.json", "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT"),
         ),
         mirror="oxford_flowers.zip",
@@ -253,6 +259,12 @@ SOURCES = {
                 "UCF-101-midframes.zip",
                 (DRIVE + "10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O",),
                 ("UCF-101-midframes",),
+            ),
+            _archive(
+                "UCF101TrainTestSplits-RecognitionTask.zip",
+                (f"{CRCV}/UCF101TrainTestSplits-RecognitionTask.zip",),
+                ("ucfTrainTestlist",),
+                annotations=True,
             ),
             _drive("split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
         ),

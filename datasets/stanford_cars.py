@@ -18,6 +18,7 @@ class StanfordCars(FamilyDataset):
     dataset_dir = "stanford_cars"
     image_dir = "."
     split_file = "split_zhou_StanfordCars.json"
+    reproducible = True
     needed = (
         "devkit/cars_train_annos.mat",
         "cars_test_annos_withlabels.mat",

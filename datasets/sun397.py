@@ -17,6 +17,7 @@ class SUN397(FamilyDataset):
     dataset_dir = "sun397"
     image_dir = "SUN397"
     split_file = "split_zhou_SUN397.json"
+    reproducible = True
     needed = ("ClassName.txt", "Training_01.txt", "Testing_01.txt")
 
     @classmethod

@@ -17,15 +17,15 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.base import data_root
+from datasets.base import TOY, data_root, datums
 from datasets.fewshot import few_shot_split, subsample_classes
+from datasets.split import SPLITS, Entry, Split
 from datasets.toy_images import VERSION, Look, Thing, draw, pick_held_out
 
-SPLITS = ("train", "val", "test")
 STAMP = "drawn.json"  # written last: a folder without a fitting one is drawn again
 ABANDONED = 3600  # seconds after which another process's unfinished folder is swept away
 
@@ -160,28 +160,22 @@ class _ToyDataset(DatasetBase):
     def __init__(self, cfg):
         toy_set = TOY_SETS[type(self).__name__]
         folder = ensure_drawn(data_root(cfg), toy_set)
-        splits = {split: _items(folder, toy_set, split) for split in toy_set.counts}
-        if "train" in splits:
-            train, val = few_shot_split(
-                splits["train"], splits["val"], cfg.DATASET.NUM_SHOTS, cfg.SEED
-            )
+        split = Split(*(_entries(toy_set, part) for part in SPLITS))
+        self.split_source, self.split_digest = TOY, split.digest()
+        if split.train:
+            train, val = few_shot_split(*split[:2], cfg.DATASET.NUM_SHOTS, cfg.SEED)
         else:  # for evaluation only; Dassl takes the class names from train_x
-            train, val = splits["test"], []
-        train, val, test = subsample_classes(
-            cfg.DATASET.SUBSAMPLE_CLASSES, train, val, splits["test"]
-        )
+            train, val = split.test, []
+        parts = subsample_classes(cfg.DATASET.SUBSAMPLE_CLASSES, train, val, split.test)
+        train, val, test = (datums(folder, part) for part in parts)
         super().__init__(train_x=train, val=val or None, test=test)
 
 
-def _items(folder: Path, toy_set: ToySet, split: str) -> list[Datum]:
+def _entries(toy_set: ToySet, part: str) -> list[Entry]:
     return [
-        Datum(
-            impath=str(folder / toy_set.path(split, label, index)),
-            label=label,
-            classname=thing.name,
-        )
+        Entry(toy_set.path(part, label, index).as_posix(), label, thing.name)
         for label, thing in enumerate(toy_set.classes)
-        for index in range(toy_set.counts[split])
+        for index in range(toy_set.counts.get(part, 0))
     ]
 
 

@@ -19,6 +19,7 @@ class UCF101(FamilyDataset):
     dataset_dir = "ucf101"
     image_dir = "UCF-101-midframes"
     split_file = "split_zhou_UCF101.json"
+    reproducible = True
     needed = (f"{LISTS}/classInd.txt", f"{LISTS}/trainlist01.txt", f"{LISTS}/testlist01.txt")
 
     @classmethod

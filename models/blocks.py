@@ -62,7 +62,6 @@ def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     fc, proj = mlp.c_fc, mlp.c_proj
     flat = x.flatten(0, -2)
     hidden = torch.addmm(fc.bias, flat, fc.weight.T, beta=_QUICK, alpha=_QUICK)
-    # Not torch.add(..., alpha=): torch.compile 2.14 on a CPU loses the factor after a product.
     out = (F.silu(hidden) @ proj.weight.T) * (1 / _QUICK) + proj.bias
     return out.unflatten(0, x.shape[:-1])
 

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import openai_clip
-from models.openai_clip import build_model, convert_weights, is_published
+from models.templates import spoken
 from models.text import text_blocks
+from wording import counted
+
+with warnings.catch_warnings():  # it imports pkg_resources, which warns of its end
+    warnings.simplefilter("ignore")
+    import clip
+    from clip.model import build_model, convert_weights
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,7 +60,6 @@ class LoadedClip:
     device: torch.device
     text_path: str = "fast"  # how prompts go through the text tower: see models/prompted_clip.py
     text_chunk: int = 0  # classes that the text tower encodes at a time; 0: as many as fit
-    text_compiled: bool = False  # prompts are trained by way of torch.compile
 
     @property
     def feature_width(self) -> int:
@@ -85,7 +89,7 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
             fp32 and says so once.
     Raises:
         ValueError: the name is unknown, or its weights are neither here nor to be had; the
-            message says which file to put where.
+            message says which file to put where. Or a weight is NaN or infinite.
     """
     device = torch.device(device)
     precision = supported_precision(precision, device)
@@ -93,6 +97,11 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
         loaded = _load_open_clip(name, precision, device)
     else:
         loaded = _load_openai(name, precision, device)
+    for key, value in loaded.model.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{name}: the weight {key} holds NaN or infinity. Fetch the file again."
+            )
     loaded.model.requires_grad_(False)
     loaded.model.eval().to(device)
     if _shared is not None:
@@ -118,7 +127,7 @@ def weights_digest(name: str) -> str | None:
     """sha256 of a model's weights without loading it, or None where only loading can tell."""
     if name in TOY_FILES:
         return _file_digest(TOY_FILES[name])
-    if is_published(name):
+    if name in clip.available_models():
         return _openai_url(name).split("/")[-2]
     if not name.startswith("open_clip:") and Path(name).is_file():
         return _file_digest(Path(name))
@@ -143,6 +152,30 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=dtype)
 
 
+def tell_unknown_words(clip: LoadedClip, classnames: Sequence[str]) -> None:
+    """Say once which words of class names a model cannot know: the toy pair knows a few only."""
+    table = getattr(clip.model, "token_embedding", None)
+    known_V = None if table is None else table.weight.any(dim=1).cpu()
+    if known_V is None or known_V.all():  # a token that no training has seen is zero
+        return
+    split = {name: spoken(name).split() for name in classnames}
+    words = list(dict.fromkeys(word for parts in split.values() for word in parts))
+    unknown = set()
+    for word, token_L in zip(words, clip.tokenize(words) if words else (), strict=True):
+        own_L = token_L[1 : int(token_L.argmax())]  # between start- and end-of-text
+        if not known_V[own_L].all():
+            unknown.add(word)
+    if unknown:
+        shown = [word for word in words if word in unknown]
+        more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
+        alike = sum(unknown >= set(parts) for parts in split.values())
+        _tell_once(
+            f"Warning: {clip.name} does not know the words {', '.join(shown[:20])}{more}."
+            + (f" {alike} of {counted(len(split), 'class')} consist of such words alone: to it "
+               "they are all alike." if alike else "")
+        )  # fmt: skip
+
+
 @functools.cache
 def _tell_once(message: str) -> None:
     print(message)
@@ -154,14 +187,14 @@ def _tell_once(message: str) -> None:
 def _load_openai(name: str, precision: str, device: torch.device) -> LoadedClip:
     if name in TOY_FILES:
         state, digest = _toy_state(TOY_FILES[name]), _file_digest(TOY_FILES[name])
-    elif is_published(name):
+    elif name in clip.available_models():
         state, digest = _published_state(name), _openai_url(name).split("/")[-2]
     elif Path(name).is_file():
         state, digest = _read_state(Path(name)), _file_digest(Path(name))
     else:
         raise ValueError(
             f"CLIP model {name!r} is unknown. Known: "
-            f"{', '.join(openai_clip.package().available_models())}, {', '.join(TOY_FILES)}, "
+            f"{', '.join(clip.available_models())}, {', '.join(TOY_FILES)}, "
             "open_clip:<arch>/<tag>, or the path of a weights file."
         )
     model = _build_openai(name, state)
@@ -171,7 +204,9 @@ def _load_openai(name: str, precision: str, device: torch.device) -> LoadedClip:
     return LoadedClip(
         name=name,
         model=model,
-        tokenize=functools.partial(_tokenize, openai_clip.tokenize, context_length),
+        tokenize=functools.partial(
+            _tokenize, functools.partial(clip.tokenize, truncate=True), context_length
+        ),
         digest=digest,
         image_size=model.visual.input_resolution,
         mean=OPENAI_MEAN,
@@ -201,9 +236,7 @@ def _published_state(name: str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():  # torch.jit.load is deprecated, and still what reads these
             warnings.filterwarnings("ignore", message=".*torch.jit.load")
-            model, _ = openai_clip.package().load(
-                name, device="cpu", download_root=str(_OPENAI_CACHE)
-            )
+            model, _ = clip.load(name, device="cpu", download_root=str(_OPENAI_CACHE))
     except (OSError, RuntimeError) as error:
         state = "does not match its checksum" if target.is_file() else "is not there"
         raise ValueError(
@@ -215,7 +248,7 @@ def _published_state(name: str) -> dict[str, Tensor]:
 
 def _openai_url(name: str) -> str:
     # .../<sha256>/<file>, as every repository of the family uses it
-    return openai_clip.package().clip._MODELS[name]
+    return clip.clip._MODELS[name]
 
 
 def _toy_state(path: Path) -> dict[str, Tensor]:
@@ -292,7 +325,7 @@ def _load_open_clip(name: str, precision: str, device: torch.device) -> LoadedCl
         name=name,
         model=model,
         tokenize=functools.partial(_tokenize, tokenizer, model.context_length),
-        digest=_state_digest(model),
+        digest=state_digest(model.state_dict()),
         image_size=size[0] if isinstance(size, (tuple, list)) else size,
         mean=tuple(pixels.get("mean", OPENAI_MEAN)),
         std=tuple(pixels.get("std", OPENAI_STD)),
@@ -301,9 +334,10 @@ def _load_open_clip(name: str, precision: str, device: torch.device) -> LoadedCl
     )
 
 
-def _state_digest(model: nn.Module) -> str:
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of the names and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -312,13 +346,12 @@ def _state_digest(model: nn.Module) -> str:
 def _tokenize(tokenizer: Callable, context_length: int, texts: list[str]) -> Tensor:
     """(len(texts), context_length) int64 ids.
 
+    Args:
+        tokenizer: cuts off what does not fit; so it is asked for one token more.
     Raises:
-        ValueError: a text does not fit (open_clip's tokenizer would cut it off silently).
+        ValueError: a text does not fit.
     """
-    try:
-        ids = tokenizer(texts, context_length=context_length + 1).long()
-    except RuntimeError as error:  # of OpenAI's tokenizer, which names the text
-        raise ValueError(f"{error}. Shorten the class name, the template or N_CTX.") from error
+    ids = tokenizer(texts, context_length=context_length + 1).long()
     padding = tokenizer([""], context_length=context_length + 1)[0, -1]
     for text, last in zip(texts, ids[:, -1], strict=True):
         if last != padding:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.clip import LoadedClip
+from models.clip import LoadedClip, tell_unknown_words
 from models.learners import ContextLearner, Prompts
 from models.plain_text import PlainTextEncoder
 from models.prompt_layout import PromptLayout
@@ -67,6 +67,7 @@ class HandwrittenCLIP(FrozenCLIP):
 
     def __init__(self, clip: LoadedClip, classnames: Sequence[str], template: str):
         super().__init__(clip)
+        tell_unknown_words(clip, classnames)
         text_ECD = template_features(clip, classnames, template.split(SEPARATOR))
         text_CD = unit(text_ECD[0] if len(text_ECD) == 1 else unit(text_ECD).mean(dim=0))
         self.register_buffer("text_CD", text_CD, persistent=False)
@@ -127,14 +128,13 @@ class PromptedCLIP(FrozenCLIP):
             ValueError: the learner has image prompts and the backbone no vision transformer.
         """
         super().__init__(clip)
+        tell_unknown_words(clip, classnames)
         self.learner = learner.to(clip.device)
         self.vision_encoder = VisionEncoder(clip.model) if learner.has_vision else None
         self._layout = (context, position, per_class)
         self._fixed_text_CD: Tensor | None = None  # of a positive prompt that is not learned
         layout = PromptLayout.build(classnames, clip.tokenize, context, position, per_class)
-        self.text_encoder = TEXT_PATHS[clip.text_path](
-            clip.model, layout, clip.text_chunk, clip.text_compiled
-        )
+        self.text_encoder = TEXT_PATHS[clip.text_path](clip.model, layout, clip.text_chunk)
 
     @property
     def conditional(self) -> bool:
@@ -145,18 +145,13 @@ class PromptedCLIP(FrozenCLIP):
         """The same towers and learner with other class names."""
         return PromptedCLIP(self.clip, self.learner, classnames, *self._layout)
 
-    def forward(
-        self, images: Tensor, classes: Tensor | None = None, text: Tensor | None = None
-    ) -> Output:
+    def forward(self, images: Tensor, classes: Tensor | None = None) -> Output:
         """
         Args:
             images: (B, 3, size, size).
             classes: (c,) int64: compare with these classes alone; all when None.
-            text: what text_features() gives, where it is computed already.
         """
-        if text is not None:
-            image_BD = self.image_features(images)
-        elif self.conditional:
+        if self.conditional:
             image_BD = self.image_features(images)
             text = self.text_features(image_BD, classes)
         else:
@@ -186,11 +181,6 @@ class PromptedCLIP(FrozenCLIP):
             with self.clip.autocast():
                 return self._text_features(self.learner(image_BD), classes)
         return self._text_features(self._prompts(), classes)
-
-    def text_in_one_piece(self, num_models: int = 1) -> bool:
-        """Whether training encodes all classes at once, for the prompts of so many models."""
-        prompts = num_models * (1 if self.learner.negative_ctx is None else 2)
-        return self.text_encoder.in_one_piece(prompts)
 
     def logits(self, image_BD: Tensor, text: Tensor) -> Tensor:
         """(..., B, C) of unit features: cosines times the model's own logit scale."""
@@ -224,19 +214,6 @@ class PromptedCLIP(FrozenCLIP):
         with self.clip.autocast():
             negative = unit(self.text_encoder(prompts.context[1:], classes=classes))
         return torch.cat([positive[None], negative])
-
-
-def text_features_together(models: Sequence[PromptedCLIP]) -> tuple[Tensor, ...]:
-    """text_features() of models whose text prompts have one layout, computed in one pass.
-
-    Their towers hold the same weights, and their prompts do not depend on images.
-    """
-    clip = models[0].clip
-    with clip.autocast():
-        prompts = [model.learner() for model in models]
-        context = torch.stack([one.context for one in prompts])
-        deep = None if prompts[0].deep is None else torch.stack([one.deep for one in prompts])
-        return unit(models[0].text_encoder(context, deep)).unbind(0)
 
 
 def unit(features: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ from models.prompt_layout import PromptLayout
 # A piece of classes is as large as these allow, where its size is not given.
 _TRAINING_BYTES = 6 << 28  # kept for backward: 1.5 GiB
 _ENCODING_BYTES = 1 << 28  # of one layer, where no gradient is wanted: 256 MiB
-_LARGEST_GAP = 0.02  # of compiled features from plain ones: half precision rounds elsewhere
 _VALUES_PER_ROW = 11  # times D: what a layer keeps of a row for backward
 
 
@@ -91,19 +90,12 @@ def encode_tokens(clip_model: nn.Module, token_CL: Tensor) -> Tensor:
 class TextEncoder(nn.Module):
     """Turns the context of a layout into class features with a frozen CLIP's text tower."""
 
-    def __init__(
-        self,
-        clip_model: nn.Module,
-        layout: PromptLayout,
-        piece: int = 0,
-        compiled: bool = False,
-    ):
+    def __init__(self, clip_model: nn.Module, layout: PromptLayout, piece: int = 0):
         """Read widths, heads and depth from the model.
 
         Args:
             piece: classes that are encoded at a time; 0: as many as memory for their gradient
                 allows (1.5 GiB), or all.
-            compiled: training over all classes at once goes through torch.compile.
         Raises:
             ValueError: the model's text tower is not CLIP's causal transformer.
         """
@@ -114,8 +106,6 @@ class TextEncoder(nn.Module):
         self.piece = piece
         # Of all classes at once.
         self._whole: tuple[object, Plan, list[_Seen], _Fixed] | None = None
-        self._compiled = torch.compile(self._layers, dynamic=False) if compiled else None
-        self._compiled_is_right = False  # not known yet
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,10 +149,6 @@ class TextEncoder(nn.Module):
         features = torch.cat(features, dim=1)
         return features.reshape(*leading, *features.shape[1:])
 
-    def in_one_piece(self, num_contexts: int) -> bool:
-        """Whether training encodes all classes at once, for so many contexts."""
-        return len(self._pieces(None, num_contexts, True)) == 1
-
     def _pieces(
         self, classes: Tensor | None, num_contexts: int, with_gradient: bool
     ) -> tuple[Tensor, ...]:
@@ -184,32 +170,7 @@ class TextEncoder(nn.Module):
 
     def _encode(self, context: Tensor, deep: Tensor | None, classes: Tensor | None) -> Tensor:
         """(G, c, width of the joint embedding)"""
-        given = (*self._plan(classes), context, deep)
-        if self._compiled is None or classes is not None or not torch.is_grad_enabled():
-            return self._layers(*given)
-        try:
-            features = self._compiled(*given)
-            if not self._compiled_is_right:
-                plain = self._layers(*given).detach()
-                gap = float((features.detach() - plain).norm() / plain.norm())
-                if not gap < _LARGEST_GAP:
-                    raise ValueError(f"its features are off by {gap:.0%}")
-                self._compiled_is_right = True
-            return features
-        except Exception as error:  # compilers fail in many ways
-            reason = str(error).strip().splitlines()[0]
-            print(f"MODEL.COMPILE: torch.compile fails here ({reason}); it is left out.")
-            self._compiled = None
-            return self._layers(*given)
-
-    def _layers(
-        self,
-        plan: Plan,
-        constants: list[_Seen],
-        fixed: _Fixed,
-        context: Tensor,
-        deep: Tensor | None,
-    ) -> Tensor:
+        plan, constants, fixed = self._plan(classes)
         rows, last = plan.live, len(self.blocks) - 1
         x, q, own = self._first(rows, fixed, context)
         for layer, block in enumerate(self.blocks):

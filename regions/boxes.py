@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from regions.spec import RegionImage, RegionSpec
+from regions.store.spec import RegionImage, RegionSpec
 
 TRIES = 10  # draws of a region's shape before the centre is taken, as torchvision does
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
+import inputs
 from regions.boxes import cut_all
-from regions.spec import relative_path
 from regions.store import RegionRows, RegionStore, RegionStoreError
-from regions.tars import open_image
+from regions.store.spec import relative_path
 
 CACHE_BYTES = 512 * 2**20  # decoded images are kept when all of them take less than this
 
@@ -29,25 +29,18 @@ def reading(path: str) -> Iterator[None]:
     """Turn whatever goes wrong with an image file into one RegionStoreError that names it."""
     try:
         yield
-    except FileNotFoundError:
-        raise RegionStoreError(f"image {path} is missing. Check --root.") from None
     except Exception as error:  # decoders raise whatever they like
-        raise RegionStoreError(
-            f"image {path} cannot be read ({error}). "
-            "Fetch it again, or take it out of the data set."
-        ) from None
+        raise RegionStoreError(inputs.unreadable(path, error)) from None
 
 
 def read_image(path: str, height: int, width: int) -> Image.Image:
     """Decode an image as RGB and check that it is as large as when its regions were drawn.
 
-    path may lead into a tar file, see regions.tars.
-
     Raises:
         RegionStoreError: the file is missing, unreadable, or of another size.
     """
-    with reading(path), open_image(path) as content, Image.open(content) as file:
-        image = file.convert("RGB")
+    with reading(path), open(path, "rb") as file:
+        image = inputs.decode(file)
     if image.size != (width, height):
         raise RegionStoreError(
             f"image {path} is {image.height} x {image.width} pixels, but its regions were drawn at "
@@ -61,6 +54,15 @@ def to_input(regions_RHW3: np.ndarray, mean: Sequence[float], std: Sequence[floa
     pixels = torch.from_numpy(regions_RHW3).permute(0, 3, 1, 2).contiguous().float().div_(255)
     mean_3, std_3 = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
     return pixels.sub_(mean_3).div_(std_3)
+
+
+def regions_per_pass(device: str | torch.device) -> int:
+    """How many images an image tower takes at once.
+
+    A GPU wants many. On a CPU the activations of many images are pages that the system has to hand
+    out anew in each pass; few stay in its caches.
+    """
+    return 8 if torch.device(device).type == "cpu" else 256
 
 
 class RegionDataset(Dataset):
@@ -163,43 +165,3 @@ class RegionDataset(Dataset):
         if self._cache is not None:
             self._cache[index] = image
         return image
-
-
-class RegionSampler(Sampler):
-    """Every image once, in random order, with its regions already drawn.
-
-    Drawing here, in the main process, gives the same regions for any number of workers. An epoch
-    takes one number from torch's generator, so a restored RNG state replays it.
-    """
-
-    def __init__(self, dataset: RegionDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        for index in torch.randperm(len(self.dataset), generator=generator).tolist():
-            yield index, self.dataset.draw_regions(generator)
-
-
-def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """Collate function of data sets that give a whole batch at once."""
-    return batch
-
-
-def collate_regions(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join samples, the regions of an image side by side.
-
-    Returns img (B*R, 3, H, W), teacher_logits (B*R, C), label (B*R,) int64, and impath (list) and
-    index (int64) of length B*R.
-    """
-    counts = torch.tensor([len(sample["img"]) for sample in batch])
-    return {
-        "img": torch.cat([sample["img"] for sample in batch]),
-        "teacher_logits": torch.cat([sample["teacher_logits"] for sample in batch]),
-        "label": torch.tensor([s["label"] for s in batch]).repeat_interleave(counts),
-        "impath": [s["impath"] for s in batch for _ in range(len(s["img"]))],
-        "index": torch.tensor([s["index"] for s in batch]).repeat_interleave(counts),
-    }

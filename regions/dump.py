@@ -5,14 +5,9 @@ Letters: R regions of one image, N images of a shard, B regions per teacher pass
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,19 +15,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from regions.boxes import cut_all, sample_boxes
-from regions.dataset import read_image, reading, to_input
-from regions.files import DTYPES, Tensors, write_whole
-from regions.kinds import encode
-from regions.layout import CLAIMS, data_bytes, shard_tensors
-from regions.manifest import find_dump
-from regions.shared import SharedWriter
-from regions.spec import RegionImage, RegionSpec, relative_path
+from regions.dataset import read_image, reading, regions_per_pass, to_input
 from regions.store import RegionStore, RegionStoreError
-from regions.writer import StoreWriter
+from regions.store.images import RegionImage
+from regions.store.kinds import encode
+from regions.store.layout import data_bytes, shard_tensors
+from regions.store.record import DumpClock
+from regions.store.spec import RegionSpec, relative_path
+from regions.store.tensors import DTYPES, Tensors
+from regions.store.writer import StoreWriter
 
 # images (B, 3, H, W) float32 -> logits (B, C), or unit image features (B, D) for kind features
 Teacher = Callable[[Tensor], Tensor]
@@ -62,12 +57,13 @@ def dump(
     mean: Sequence[float],
     std: Sequence[float],
     device: str | torch.device = "cpu",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     shard_images: int | None = None,
     started: float | None = None,
     text: np.ndarray | None = None,
-    shared: bool = False,
+    rank: int = 0,
+    world: int = 1,
     progress: bool = True,
 ) -> RegionStore | None:
     """Write the region store of a spec; called again after a kill, continue where it stopped.
@@ -78,78 +74,52 @@ def dump(
     Args:
         root: the data root, to which the spec's image paths are relative.
         mean, std: per channel, the teacher's.
-        batch_size: regions per teacher pass.
+        batch_size: regions per teacher pass; None: regions_per_pass.
         workers: processes that decode and cut; 0 does it here. The bytes do not depend on it.
         shard_images: images per shard of a new dump.
         started: time.perf_counter() at which the work began, when before this call.
         text: unit text features (C, D) of the spec's classes, for kind features.
-        shared: other processes may write to the same store, see regions.shared.
+        rank, world: of the processes that write this store together; see StoreWriter.
         progress: show a bar.
     Returns:
-        The finished store; None when other shared processes are left to finish it.
+        The finished store; None when shards of other processes are left to be made.
     Raises:
+        Busy: another process of this rank is writing there.
         RegionStoreError: the folder holds another dump, an image cannot be read, a logit is not
             finite. Finished shards stay.
         OSError: the disk is full or not writable. Finished shards stay.
     """
     started = time.perf_counter() if started is None else started
-    with (SharedWriter if shared else StoreWriter)(store, spec, shard_images) as writer:
+    batch_size = batch_size or regions_per_pass(device)
+    with StoreWriter(store, spec, shard_images, rank, world) as writer:
         if writer.is_finished:
             return RegionStore.open(writer.path)
-        clock = DumpClock(writer, str(device), started)
+        clock = DumpClock(writer, str(device), torch.get_num_threads(), started)
         bar = tqdm(
-            total=len(spec.images) * spec.num_regions,
-            initial=regions_of(writer, writer.on_disk()),
+            total=spec.num_regions * sum(writer.ranges[shard][1] for shard in writer.mine),
+            initial=writer.on_disk(),
             unit=" regions",
             desc="dump",
             mininterval=0.5 if sys.stderr.isatty() else 10,
             disable=not progress,
         )
 
-        on_pixels = teacher_on_pixels(teacher, mean, std, device)
-
         def run(regions_BHW3: np.ndarray) -> np.ndarray:
-            output_BX = on_pixels(regions_BHW3)
+            with torch.inference_mode():
+                output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
             bar.update(len(regions_BHW3))
-            return output_BX
+            return output_BX.float().cpu().numpy()
 
-        done = False
         with bar:
-            while not done:  # a second time when a shard is damaged, or another process dies
-                for shard, tensors in _shards(
-                    writer, Path(root).expanduser(), run, batch_size, workers
-                ):
-                    writer.write(shard, tensors)
-                    clock.add(regions_of(writer, [shard]))
-                    if shared:  # what the others wrote meanwhile
-                        bar.update(max(0, regions_of(writer, writer.on_disk()) - bar.n))
-                done = writer.is_left_to_others()
-                if not done:
-                    if writer.needs_text:
-                        assert text is not None, "kind features needs the classes' text features"
-                        writer.write_text(text)
-                    if (writer.path / CLAIMS).exists():  # where other processes keep their time
-                        clock.join()
-                    done = writer.finish()
-        return RegionStore.open(writer.path) if writer.is_finished else None
-
-
-def teacher_on_pixels(
-    teacher: Teacher, mean: Sequence[float], std: Sequence[float], device: str | torch.device
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The teacher as a function of uint8 regions (B, H, W, 3), giving float32."""
-
-    def run(regions_BHW3: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            output_BX = teacher(to_input(regions_BHW3, mean, std).to(device))
-        return output_BX.float().cpu().numpy()
-
-    return run
-
-
-def regions_of(writer: StoreWriter, shards: Iterable[int]) -> int:
-    """Number of regions in some shards of a dump."""
-    return writer.spec.num_regions * sum(writer.ranges[shard][1] for shard in shards)
+            for shard, tensors in _shards(
+                writer, Path(root).expanduser(), run, batch_size, workers
+            ):
+                writer.write(shard, tensors)
+                clock.add(spec.num_regions * writer.ranges[shard][1])
+        if writer.needs_text:
+            assert text is not None, "kind features needs the classes' text features"
+            writer.write_text(text)
+        return RegionStore.open(writer.path) if writer.finish() else None
 
 
 def _shards(
@@ -159,36 +129,20 @@ def _shards(
     batch_size: int,
     workers: int,
 ) -> Iterator[tuple[int, Tensors]]:
-    """The shards that this process is to write, made one after the other."""
-    shards = _Shards(writer)
+    """The missing shards, made one after the other."""
+    images = [
+        range(first, first + n) for first, n in map(writer.ranges.__getitem__, writer.missing)
+    ]
     loader = DataLoader(
         _CutImages(writer.spec, root),
         batch_size=None,
-        sampler=shards,
+        sampler=[index for shard in images for index in shard],
         num_workers=workers,
-        worker_init_fn=writer.worker_init(),
     )
     cut_images = iter(loader)
-    for cut_image in cut_images:
-        shard = shards.given.popleft()
-        first, count = writer.ranges[shard]
-        images = writer.spec.images[first : first + count]
-        cut_of_shard = itertools.chain([cut_image], cut_images)
-        yield shard, _shard_tensors(images, writer.spec, cut_of_shard, run, batch_size)
-
-
-class _Shards(Sampler):
-    """The images of one shard after the other. A shard is asked for when its images are wanted."""
-
-    def __init__(self, writer: StoreWriter) -> None:
-        self.writer = writer
-        self.given: deque[int] = deque()
-
-    def __iter__(self) -> Iterator[int]:
-        for shard in self.writer.to_do():
-            self.given.append(shard)
-            first, count = self.writer.ranges[shard]
-            yield from range(first, first + count)
+    for shard, members in zip(writer.missing, images, strict=True):
+        of_shard = writer.spec.images[members.start : members.stop]
+        yield shard, _shard_tensors(of_shard, writer.spec, cut_images, run, batch_size)
 
 
 def _shard_tensors(
@@ -198,7 +152,7 @@ def _shard_tensors(
     run: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
 ) -> Tensors:
-    """What a shard keeps of its images: see regions.layout.shard_tensors."""
+    """What a shard keeps of its images: see regions.store.layout.shard_tensors."""
     tensors = {
         name: np.empty(tensor.shape, DTYPES[tensor.dtype])
         for name, tensor in shard_tensors(spec, len(images)).items()
@@ -247,120 +201,6 @@ class _CutImages(Dataset):
             return error
         boxes, flips = sample_boxes(self.spec, stored)
         return boxes, flips, cut_all(image, boxes, flips, self.spec.image_size)
-
-
-def dump_record_path(store: str | Path) -> Path:
-    """Where the time of a dump is kept: beside the store, whose bytes do not depend on it."""
-    store = Path(store).expanduser()
-    return store.with_name(store.name + ".dump.json")
-
-
-def threads_of_dump(store: str | Path) -> int | None:
-    """Threads that the latest session of an unfinished dump computed with, where that is known."""
-    if find_dump(Path(store).expanduser()) is None:
-        return None
-    try:
-        record = json.loads(dump_record_path(store).read_text(encoding="utf-8"))
-        return max(1, int(record["sessions"][-1]["threads"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def dump_seconds(store: str | Path) -> float | None:
-    """Wall time that a store took to dump, or None where its record is lost."""
-    try:
-        return float(json.loads(dump_record_path(store).read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-class DumpClock:
-    """Wall time of a dump, summed over its sessions, in <store>.dump.json.
-
-    A process that shares its dump keeps its session among the claims, until one joins them all.
-    """
-
-    def __init__(self, writer: StoreWriter, device: str, started: float) -> None:
-        self.path, self.claims = dump_record_path(writer.path), writer.path / CLAIMS
-        self.process = writer.process
-        self.started = started
-        spec = writer.spec
-        self.head = {"format": 1, "spec_id": spec.id, "teacher": spec.teacher, "device": device}
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.session = {"started": now, "seconds": 0.0, "regions": 0, "device": device}
-        # The last bit of a logit may depend on it.
-        self.session["threads"] = torch.get_num_threads()
-        if self.process:
-            self.session["process"] = self.process
-        if writer.is_new:
-            self.path.unlink(missing_ok=True)  # of an earlier store of that name
-        self.others = self._others()
-
-    def add(self, regions: int) -> None:
-        """Note that so many more regions are safe on disk."""
-        self.session["regions"] += regions
-        self.session["seconds"] = round(time.perf_counter() - self.started, 3)
-        if self.process:
-            with contextlib.suppress(FileNotFoundError):  # the others have finished the dump
-                self._write(self.claims / f"session_{self.process}.json", [self.session])
-        else:
-            self._write(self.path, [*self.others, self.session])
-
-    def join(self) -> None:
-        """Write the record of this process and of all that shared the dump."""
-        if self.process:
-            self.others = self._others()
-        self._write(self.path, [*self.others, *([self.session] if self.session["regions"] else [])])
-
-    def _others(self) -> list[dict[str, Any]]:
-        """Sessions of the record so far and of other processes, each once."""
-        files = [self.path, *sorted(self.claims.glob("session_*.json"))]
-        sessions, processes = [], {self.process}
-        for session in (session for file in files for session in self._read(file)):
-            process = session.get("process")
-            if process is None or process not in processes:
-                sessions.append(session)
-                processes.add(process)
-        return sessions
-
-    def _write(self, path: Path, sessions: list[dict[str, Any]]) -> None:
-        record = {
-            **self.head,
-            "seconds": round(sum(s["seconds"] for s in sessions), 3),
-            "regions": sum(s["regions"] for s in sessions),
-            "sessions": sessions,
-        }
-        write_whole(path, (json.dumps(record, indent=1) + "\n").encode(), self.process)
-
-    def _read(self, path: Path) -> list[dict[str, Any]]:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            sessions = record["sessions"] if record["spec_id"] == self.head["spec_id"] else []
-            return [s for s in sessions if s["seconds"] >= 0 and s["regions"] >= 0]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return []  # lost or foreign: only the time is lost
-
-
-class TeacherAccuracy(NamedTuple):
-    """Top-1 accuracy of the stored logits against the labels, in percent."""
-
-    regions: float
-    images: float  # of the mean probability over an image's regions
-
-
-def stored_teacher_accuracy(store: RegionStore) -> TeacherAccuracy:
-    """How often the teacher names the labelled class."""
-    right_regions = right_images = 0
-    labels = store.spec.images.labels.astype(np.int64)
-    for shard, (_, first, num_images, *_) in enumerate(store.shards):
-        logits = torch.from_numpy(store.read_shard(shard).logits)
-        labels_N = torch.from_numpy(labels[first : first + num_images])
-        right_regions += int((logits.argmax(-1) == labels_N[:, None]).sum())
-        right_images += int((logits.softmax(-1).mean(1).argmax(-1) == labels_N).sum())
-    total = len(store)
-    return TeacherAccuracy(
-        100 * right_regions / (total * store.spec.num_regions), 100 * right_images / total
-    )
 
 
 class Cost(NamedTuple):

@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from reporting.paths import SCOPE_OF_PHASE, TEACHERS, RunPlace, parse_run_dir
-from reporting.plan import PLACES
+from reporting.identity import differences, told
+from reporting.methods import source_of
+from reporting.paths import (
+    SCOPE_OF_PHASE,
+    TEACHERS,
+    TEST_NEW,
+    TRAIN_BASE,
+    XD_TEST,
+    XD_TRAIN,
+    RunPlace,
+    parse_run_dir,
+)
 from reporting.results import FoundResult, RunResult, find_results
+from reporting.variants import Told, names_of
 from wording import counted
-
-# Options that differ between the parts of one row, or that only say where something lies.
-NOT_THE_METHOD = ("DATASET.SUBSAMPLE_CLASSES", *PLACES)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Key(NamedTuple):
     """Runs with equal keys are one row, or one part of it."""
 
     dataset: str
-    shots: int
+    shots: int | None  # None: of several
     trainer: str
     config: str
     backbone: str
@@ -48,7 +56,8 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         knobs = "".join(f" {knob}" for knob in self.knobs)
-        return f"{self.dataset} {self.trainer} {self.config}{knobs} {self.shots} shots"
+        shots = "" if self.shots is None else f" {self.shots} shots"
+        return f"{self.dataset} {self.trainer} {self.config}{knobs}{shots}"
 
 
 class Entry(NamedTuple):
@@ -61,8 +70,9 @@ class Entry(NamedTuple):
 def collect(
     root: str | Path, phases: Collection[str], filters: Filters, sweep: bool = False
 ) -> tuple[list[Entry], list[str]]:
-    """Every finished run of the phases, one per place, and notes about all others.
+    """Every finished run of the phases in one output folder, and notes about all others.
 
+    Runs that are not the same but for the seed have other keys: their knobs name what differs.
     With `sweep`, each further share of the hand-written prompt that a run was tested with is an
     entry of its own, told by its knobs.
 
@@ -71,12 +81,20 @@ def collect(
     """
     found, unreadable = find_results(root)
     notes = [str(error) for error in unreadable]
-    entries: dict[tuple, Entry] = {}
-    for run in found:
-        place, result = parse_run_dir(run.path), run.result
-        if place is None or place.phase not in phases or _of_teacher(run.path, root):
-            continue
-        if not filters.let(place, result.dataset):
+    entries: list[Entry] = []
+    placed = [(parse_run_dir(run.path), run) for run in found]
+    placed = [
+        (place, run)
+        for place, run in placed
+        if place is not None
+        and place.phase in phases
+        and not _of_teacher(run.path, root)
+        and filters.let(place, run.result.dataset)
+    ]
+    own, more = _one_output(root, placed)
+    for place, run in placed:
+        result = run.result
+        if place.root != own:
             continue
         complaint = _misplaced(place, result)
         if complaint:
@@ -84,14 +102,77 @@ def collect(
             continue
         for each in _swept(run) if sweep else [run]:
             key = key_of(place, each.result)
-            entry = Entry(place.phase, key, place.seed, each)
-            other = entries.get(entry[:3])
-            if other:
-                what = f"{key} seed{place.seed} {result.scope}"
-                notes.append(f"{what}: {other.run.path} and {run.path}; the newer one counts")
-                entry = max(entry, other, key=lambda entry: entry.run.result.finished)
-            entries[entry[:3]] = entry
-    return list(entries.values()), notes + _unfinished(root, phases, filters)
+            entries.append(Entry(place.phase, key, place.seed, each))
+    entries, strangers = told_apart(entries)
+    return entries, [*notes, *more, *strangers, *_unfinished(own or root, phases, filters)]
+
+
+def _one_output(
+    root: str | Path, placed: Collection[tuple[RunPlace, FoundResult]]
+) -> tuple[Path | None, list[str]]:
+    """The output folder that a table is of, and notes about others below the same root.
+
+    The one nearest to the root; of several, the one that was written last.
+    """
+    last: dict[Path, str] = {}
+    for place, run in placed:
+        last[place.root] = max(last.get(place.root, ""), run.result.finished)
+    if not last:
+        return None, []
+    depth = min(len(path.parts) for path in last)
+    own = max((p for p in last if len(p.parts) == depth), key=lambda path: (last[path], path))
+    below = [f"these are the runs of {own}"] if Path(root) in own.parents else []
+    return own, below + [
+        f"{path} holds runs of its own, which are not in this table: "
+        f"python parse_test_res.py {path} --compare"
+        for path in sorted(last.keys() - {own})
+    ]
+
+
+def told_apart(entries: Collection[Entry]) -> tuple[list[Entry], list[str]]:
+    """The entries with what sets them apart among their knobs; and notes about strangers.
+
+    A test whose training is not the one that lies beside it, though their settings are the same,
+    is left out.
+    """
+    runs = [
+        Told(
+            entry.key._replace(dataset=""),
+            (entry.phase, entry.key.dataset),
+            entry.run.result,
+        )
+        for entry in entries
+    ]
+    named = [
+        entry._replace(key=entry.key._replace(knobs=(*entry.key.knobs, *names)))
+        for entry, names in zip(entries, names_of(runs), strict=True)
+    ]
+    trainings = {entry[:3]: entry.run for entry in named}
+    kept, notes = [], []
+    for entry in named:
+        phase = _TRAINING_OF.get(entry.phase)
+        source = source_of(entry.key.dataset) if phase == XD_TRAIN else entry.key.dataset
+        training = trainings.get((phase, entry.key._replace(dataset=source), entry.seed))
+        trained = (entry.run.result.identity or {}).get("trained")
+        found = []
+        if training and training.result.identity and trained:
+            beside = training.result.identity.get("trained", training.result.identity)
+            drop = {"epoch": None}
+            found = differences({**beside, **drop}, {**trained, **drop})
+        if found:
+            notes.append(
+                f"{entry.run.path}: its prompts are not those of {training.path} ({told(found)}); "
+                "left out"
+            )
+        else:
+            kept.append(entry)
+    older = sum(entry.run.result.identity is None for entry in kept)
+    if older:
+        notes.append(f"{older} runs have no identity: their options alone tell what they are")
+    return kept, notes
+
+
+_TRAINING_OF = {TEST_NEW: TRAIN_BASE, XD_TEST: XD_TRAIN}
 
 
 def _of_teacher(folder: Path, root: str | Path) -> bool:
@@ -155,12 +236,6 @@ def mixed(entries: Iterable[Entry]) -> list[str]:
     facts: dict[tuple[Key, str], set] = defaultdict(set)
     tests: dict[tuple[str, str], set] = defaultdict(set)
     for _, key, seed, (_, result) in entries:
-        options = sorted(
-            f"{name} {value}"
-            for name, value in zip(result.opts[::2], result.opts[1::2], strict=True)
-            if name not in NOT_THE_METHOD
-        )
-        facts[key, "options"].add(", ".join(options))
         facts[key, "teacher"].add(str(result.teacher))
         facts[key, "precision"].add(result.precision)
         facts[key, "device"].add(result.device)

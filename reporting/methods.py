@@ -63,7 +63,7 @@ class Stems:
 class Method:
     """One line of the table of methods."""
 
-    folder: str  # in scripts/, and METHOD of scripts/run.sh
+    folder: str  # METHOD of scripts/run.sh, and the folder in scripts/ where there is one
     trainer: str  # registered name, and folder in configs/trainers
     base2new: Stems
     cross: Stems  # cross-data-set and domain generalisation: one training serves both
@@ -169,6 +169,7 @@ _FDBPL = (
         for host, (trainer, stems) in _DISTILLED.items()
     ),
 )
+PLAIN = tuple(dict.fromkeys(method.trainer for method in _PLAIN))  # the order of rows in a table
 METHODS = {method.folder: method for method in (*_PLAIN, *_KDPL, *_FDBPL)}
 
 

@@ -1,8 +1,7 @@
-"""Pictures: bars, few-shot curves, accuracy against time, and regions ordered by their weight."""
+"""Pictures: bars, few-shot curves, and accuracy against time."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from reporting.methods import BASE2NEW, FEW_SHOT
 from reporting.tables import AVERAGE, H, Row, Spread, Table, sources_of
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
@@ -317,73 +316,6 @@ def _line_name(row: Row, rows: Sequence[Row]) -> str:
     if row.knobs:
         name += f" {', '.join(row.knobs)}"
     return name
-
-
-def region_grid(
-    regions_RHW3: np.ndarray,
-    weights_R: Sequence[float],
-    teacher_classes: Sequence[str],
-    teacher_probabilities: Sequence[float],
-    path: str | Path,
-    title: str = "",
-    classes: Sequence[str] | None = None,
-    columns: int = 10,
-) -> Path:
-    """Draw regions in order of their weight, framed and tinted by it, with the teacher's word.
-
-    Args:
-        regions_RHW3: uint8 pixels; all regions have one size.
-        weights_R: region weights w in [0, 1]; the largest comes first.
-        teacher_classes, teacher_probabilities: the teacher's top class and its probability.
-        classes: the true classes; where given, each caption says whether the teacher is right.
-
-    Raises:
-        ValueError: no regions, or sequences of different lengths.
-    """
-    count = len(regions_RHW3)
-    lengths = {count, len(weights_R), len(teacher_classes), len(teacher_probabilities)}
-    lengths |= {len(classes)} if classes is not None else set()
-    if lengths != {count} or not count:
-        raise ValueError(f"needs one entry per region, and a region; found lengths {lengths}.")
-    plt = _pyplot()
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    columns = min(columns, count)
-    lines = -(-count // columns)
-    # A high weight is bright, a low one dark: the order survives in grey, too.
-    scale = ScalarMappable(Normalize(0, 1), "cividis")
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(1.25 * columns + 1, 1.75 * lines + 0.6), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    order = sorted(range(count), key=lambda region: -weights_R[region])
-    for place, axis in enumerate(axes.flat):
-        if place >= count:
-            axis.set_axis_off()
-            continue
-        region = order[place]
-        weight, colour = weights_R[region], scale.to_rgba(weights_R[region])
-        axis.imshow(_tinted(regions_RHW3[region], colour[:3]), interpolation="nearest")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set(color=colour, linewidth=3.5)
-        mark = ""
-        if classes is not None:
-            mark = " ✓" if classes[region] == teacher_classes[region] else " ✗"
-        name = textwrap.fill(teacher_classes[region].replace("_", " "), 16)
-        axis.set_title(f"w {weight:.2f}", fontsize=8, pad=4)
-        axis.set_xlabel(f"{name}\n{teacher_probabilities[region]:.2f}{mark}", fontsize=7)
-    figure.colorbar(scale, ax=axes, fraction=0.02, pad=0.01, label="region weight w")
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
-
-
-def _tinted(region_HW3: np.ndarray, colour: Sequence[float], strength: float = 0.15) -> np.ndarray:
-    tint = [round(255 * part) for part in colour]
-    return ((1 - strength) * region_HW3 + [strength * part for part in tint]).astype("uint8")
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

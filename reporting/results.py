@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from files import write_whole
+
 FILE_NAME = "results.json"
 FORMAT = 1
 REPO = Path(__file__).resolve().parents[1]
@@ -44,7 +46,8 @@ class RunResult:
     saw unlabelled images of the test classes. `together` are the seeds that one process trained,
     where there were several: times are this seed's share, memory is the process's. `sweep` holds
     the accuracy for each value of TEST.TEXT_INTERPOLATION where several were given; `accuracy` is
-    that of the first.
+    that of the first. `identity` is what the run is (reporting/identity.py), None where an older
+    version wrote the file.
     """
 
     trainer: str
@@ -76,6 +79,7 @@ class RunResult:
     transductive: bool = False
     together: list[int] = field(default_factory=list)
     sweep: list[dict[str, float]] = field(default_factory=list)
+    identity: dict[str, Any] | None = None
     commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     finished: str = field(default_factory=now)
@@ -124,7 +128,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "epochs": (int, type(None)), "accuracy": (float, int), "macro_f1": (float, int),
     "error_rate": (float, int), "num_images": _WHOLE, "num_classes": _WHOLE, "seconds": (dict,),
     "peak_memory_bytes": (dict,), "store": (dict, type(None)), "commit": (str, type(None)),
-    "knobs": (list,), "transductive": (bool,), "sweep": (list,),
+    "knobs": (list,), "transductive": (bool,), "sweep": (list,), "identity": (dict, type(None)),
+    "together": (list,),
     "versions": (dict,), "finished": _TEXT, "format": _WHOLE,
 }  # fmt: skip
 _CHOICES = {"scope": ("all", "base", "new"), "split": ("test", "val")}
@@ -146,6 +151,11 @@ def _check(values: dict[str, Any], path: Path) -> None:
             "Use the version of the code that wrote it, or repeat the run."
         )
     for name, kinds in _KINDS.items():
+        if name not in values and name in (
+            "identity",
+            "together",
+        ):  # older versions did not write it
+            continue
         if name not in values:
             raise ResultError(f"{path}: {name} is absent; {REPEAT}")
         value = values[name]
@@ -189,12 +199,10 @@ def find_results(root: str | Path) -> tuple[list[FoundResult], list[ResultError]
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write beside, then rename: the file is whole or absent."""
+    """Write beside, then rename: the file is whole or absent; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
 
 
 def git_commit(repo: str | Path = REPO) -> str | None:

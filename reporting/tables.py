@@ -13,14 +13,11 @@ from statistics import fmean, pstdev
 
 from tabulate import tabulate
 
-from reporting.predictions import Difference
+from reporting.methods import PLAIN
+from reporting.paired import Difference
 from wording import printable
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
-METHOD_ORDER = (
-    "ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC",
-    "PromptKD",
-)  # fmt: skip
 ABSENT = "—"
 BASE, NEW, H = "base", "new", "H"
 AVERAGE = "average"
@@ -28,20 +25,27 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Score:
-    """One seed of one method on one data set: percentages, None where that half is missing."""
+    """One number of a table: what one seed of a row reached in one column, in percent."""
 
     dataset: str
     trainer: str
-    config: str
+    config: str  # "" where a row joins several recipes
     backbone: str
-    shots: int
+    shots: int | None  # None: a column each
+    column: str
     seed: int
-    base: float | None = None
-    new: float | None = None
-    train_seconds: float | None = None  # None: nothing was trained
+    value: float
+    recipe: str = ""  # the config, where a row joins several
+    train_seconds: float | None = None  # of the column that the times are of; None: none trained
     dump_seconds: float | None = 0.0  # 0: no region store; None: its time is not known
     knobs: tuple[str, ...] = ()
     transductive: bool = False
+
+    @property
+    def row(self) -> tuple:
+        """Scores with equal ones stand in one row."""
+        return (self.dataset, self.shots, self.trainer, self.config, self.backbone, self.knobs,
+                self.transductive)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,25 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new > 0 else 0.0
 
 
-def aggregate(scores: Iterable[Score]) -> list[Row]:
-    """One row per data set, shots, method, config and backbone, then averages over data sets.
+def aggregate(
+    scores: Iterable[Score],
+    means: Mapping[str, Sequence[str]] | None = None,
+    over_datasets: bool = True,
+) -> list[Row]:
+    """The rows of a table; see aggregate_with_keys."""
+    return [row for row, _ in aggregate_with_keys(scores, means, over_datasets)]
+
+
+def aggregate_with_keys(
+    scores: Iterable[Score],
+    means: Mapping[str, Sequence[str]] | None = None,
+    over_datasets: bool = True,
+) -> list[tuple[Row, list[tuple]]]:
+    """Each row of a table, and the Score.row of those that it is made of.
+
+    One row per data set, shots, method, config and backbone, then, with `over_datasets`, averages
+    over data sets. `means` names for a data set the columns that its AVERAGE is over; it needs all
+    of them.
 
     H of a row is the harmonic mean of its mean base and mean new accuracy, in the average row too,
     as the papers print it. Its std is that of the H of every seed, and needs both halves of all
@@ -133,15 +154,16 @@ def aggregate(scores: Iterable[Score]) -> list[Row]:
     """
     groups: dict[tuple, list[Score]] = defaultdict(list)
     for score in scores:
-        key = (score.dataset, score.shots, score.trainer, score.config, score.backbone,
-               score.knobs, score.transductive)  # fmt: skip
-        groups[key].append(score)
-    members = {key: sorted(group, key=lambda s: s.seed) for key, group in groups.items()}
-    rows = [_row(group) for group in members.values()]
-    rows.sort(key=lambda row: (row.dataset, row.shots, *method_rank(row)))
-    averages = [_average([members[key] for key in keys]) for keys in alike(members)]
-    averages.sort(key=lambda row: (row.shots, *method_rank(row)))
-    return rows + averages
+        groups[score.row].append(score)
+    rows = {key: _row(group, means or {}) for key, group in groups.items()}
+    result = [(row, [key]) for key, row in rows.items()]
+    result.sort(key=lambda each: (each[0].dataset, each[0].shots or 0, *method_rank(each[0])))
+    averages = []
+    for keys in alike(groups) if over_datasets else ():
+        values = [_by_column(groups[key]) for key in keys]
+        averages.append((_average([rows[key] for key in keys], values), keys))
+    averages.sort(key=lambda each: (each[0].shots or 0, *method_rank(each[0])))
+    return result + averages
 
 
 def alike(keys: Iterable[tuple]) -> list[list[tuple]]:
@@ -167,25 +189,41 @@ def method_rank(row: Row) -> tuple:
     """Order of the rows of one data set: published, plain, distilled, FDBPL."""
     name = row.trainer.removesuffix("_KDPL").removesuffix("_FDBPL")
     distilled = 2 if row.trainer.endswith("FDBPL") else int(row.trainer.endswith("_KDPL"))
-    order = METHOD_ORDER.index(name) if name in METHOD_ORDER else len(METHOD_ORDER)
+    order = PLAIN.index(name) if name in PLAIN else len(PLAIN)
     ours = not row.published
     return (ours, row.backbone, row.transductive, distilled, order, row.trainer, row.config,
             row.knobs)  # fmt: skip
 
 
-def _row(group: Sequence[Score]) -> Row:
-    first = group[0]
-    base = {score.seed: score.base for score in group if score.base is not None}
-    new = {score.seed: score.new for score in group if score.new is not None}
+def _by_column(group: Iterable[Score]) -> dict[str, dict[int, float]]:
+    """Values of a row by column and seed; base and new always have a column both."""
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    for score in sorted(group, key=lambda score: score.seed):
+        values[score.column][score.seed] = score.value
+    if values.keys() & {BASE, NEW}:
+        return {half: values.get(half, {}) for half in (BASE, NEW)}
+    return dict(values)
+
+
+def _row(group: Sequence[Score], means: Mapping[str, Sequence[str]]) -> Row:
+    first, values = group[0], _by_column(group)
+    cells = {column: spread(each) for column, each in values.items()}
+    if BASE in values:
+        cells[H] = _h_spread(values[BASE], values[NEW])
+    wanted = means.get(first.dataset, ())
+    if wanted and all(column in values for column in wanted):
+        cells[AVERAGE] = spread(
+            mean_over([cells[each] for each in wanted], [values[each] for each in wanted])
+        )
     train = [score.train_seconds for score in group if score.train_seconds is not None]
     return Row(
         dataset=first.dataset,
         trainer=first.trainer,
-        config=first.config,
+        config=_names({score.recipe or score.config for score in group}),
         backbone=first.backbone,
         shots=first.shots,
-        cells={BASE: spread(base), NEW: spread(new), H: _h_spread(base, new)},
-        seeds={BASE: tuple(base), NEW: tuple(new)},
+        cells=cells,
+        seeds={column: tuple(each) for column, each in values.items()},
         train_seconds=fmean(train) if train else None,
         train_and_dump_seconds=_with_dump(group),
         knobs=first.knobs,
@@ -193,30 +231,37 @@ def _row(group: Sequence[Score]) -> Row:
     )
 
 
-def _average(groups: Sequence[Sequence[Score]]) -> Row:
+def _average(rows: Sequence[Row], values: Sequence[Mapping[str, Mapping[int, float]]]) -> Row:
     """Average each seed over the data sets where all have it; otherwise average the means alone."""
-    rows = [_row(group) for group in groups]
-    base, new = (mean_over([row.cells[half] for row in rows],
-                           [{s.seed: getattr(s, half) for s in group
-                             if getattr(s, half) is not None} for group in groups])
-                 for half in (BASE, NEW))  # fmt: skip
-    if isinstance(base, dict) and isinstance(new, dict):
-        h = _h_spread(base, new)
-    else:
-        mean_base, mean_new = spread(base), spread(new)
-        h = None
-        if mean_base and mean_new:
-            h = Spread(harmonic_mean(mean_base.mean, mean_new.mean), None)
-    first = rows[0]
-    return Row(
-        AVERAGE, first.trainer, _names({row.config for row in rows}), first.backbone, first.shots,
-        {BASE: spread(base), NEW: spread(new), H: h},
-        {BASE: _common(row.base_seeds for row in rows), NEW: _common(r.new_seeds for r in rows)},
-        mean_or_none([row.train_seconds for row in rows]),
-        mean_or_none([row.train_and_dump_seconds for row in rows]),
-        num_datasets=len(rows), is_average=True, knobs=first.knobs,
-        transductive=first.transductive,
-    )  # fmt: skip
+    first, means = rows[0], {}
+    for column in sorted({column for each in values for column in each}):
+        by_seed = [each.get(column, {}) for each in values]
+        means[column] = mean_over([row.cells.get(column) for row in rows], by_seed)
+    cells = {column: spread(mean) for column, mean in means.items()}
+    seeds = {
+        column: _common(each.get(column, ()) for each in values)
+        for column in means
+        if cells[column] or column in (BASE, NEW)
+    }
+    if BASE in means:
+        base, new = means[BASE], means[NEW]
+        if isinstance(base, dict) and isinstance(new, dict):
+            cells[H] = _h_spread(base, new)
+        elif cells[BASE] and cells[NEW]:
+            cells[H] = Spread(harmonic_mean(cells[BASE].mean, cells[NEW].mean), None)
+        else:
+            cells[H] = None
+    return replace(
+        first,
+        dataset=AVERAGE,
+        config=_names({row.config for row in rows}),
+        cells=cells,
+        seeds=seeds,
+        train_seconds=mean_or_none([row.train_seconds for row in rows]),
+        train_and_dump_seconds=mean_or_none([row.train_and_dump_seconds for row in rows]),
+        num_datasets=len(rows),
+        is_average=True,
+    )
 
 
 def mean_over(
@@ -235,7 +280,7 @@ def _names(configs: Iterable[str]) -> str:
     return " + ".join(sorted(configs))
 
 
-def _common(seeds: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+def _common(seeds: Iterable[Iterable[int]]) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*map(set, seeds))))
 
 

@@ -1,12 +1,12 @@
-r"""The demo: methods base-to-new on the toy world, a table and pictures.
+r"""The demo: methods base-to-new on the toy world, a table, a picture and a page of regions.
 
     make demo          or   python scripts/demo.py [--resume] [-- KEY VALUE ...]
     make demo-all      or   python scripts/demo.py --all: every method and host
 
 Draws the toy images on first use, dumps the teacher's logits, and trains and tests each method on
-each seed, as many runs at a time as there are CPU cores. All of it lies under output/demo (or
-output/demo_all). The runs are those of run_protocol.py; here they share a few long-lived processes,
-which saves their start-up.
+each seed, as many runs at a time as there are CPU cores. All of it lies under demo/shown (or
+demo/all), apart from the runs in output/. The runs are those of run_protocol.py; here they share a
+few long-lived processes, which saves their start-up.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from entry import end_workers, run_script  # noqa: E402  (the repository is not a package)
-from reporting.base2new import compare  # noqa: E402
+from entry import end_workers, run_script  # noqa: E402
+from protocols.plan import Job, Settings, plan  # noqa: E402  (the repository is not a package)
+from protocols.schedule import execute  # noqa: E402
+from reporting.compare import compare  # noqa: E402
 from reporting.methods import BASE2NEW, METHODS, find_method  # noqa: E402
 from reporting.paths import store_dir  # noqa: E402
-from reporting.plan import Job, Settings, plan  # noqa: E402
-from reporting.plots import base_new_h, region_grid  # noqa: E402
+from reporting.plots import base_new_h  # noqa: E402
 from reporting.results import write_text  # noqa: E402
-from reporting.schedule import execute  # noqa: E402
 from reporting.tables import render  # noqa: E402
 
 # Long ones first, so that the last core does not wait for them.
 SHOWN = ("fdbpl", "coop_kdpl", "coop", "zsclip")
-SHOWN_REGIONS = 40
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -57,10 +56,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time")
-    parser.add_argument("--out", type=Path, help="default output/demo, or output/demo_all")
+    parser.add_argument("--out", type=Path, help="default demo/shown, or demo/all")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for every run, after --")
     args = parser.parse_args(argv)
-    args.out = (args.out or REPO / "output" / ("demo_all" if args.all else "demo")).absolute()
+    args.out = (args.out or REPO / "demo" / ("all" if args.all else "shown")).absolute()
     return args
 
 
@@ -75,9 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     sys.stdout.reconfigure(line_buffering=True)  # so that a log of the demo can be followed
     if not args.resume:
-        for name in ("base2new", "stores", "logs"):
+        for name in ("base2new", "stores", "logs", "regions"):
             shutil.rmtree(args.out / name, ignore_errors=True)
-        for name in ("table.md", "regions.png", "base_new_h.png"):
+        for name in ("table.md", "base_new_h.png"):
             (args.out / name).unlink(missing_ok=True)
     data_root().mkdir(parents=True, exist_ok=True)
     failed = run_all(args)
@@ -137,13 +136,13 @@ def run_all(args: argparse.Namespace) -> int:
             raise
         store = store_dir(args.dataset, args.shots, "base", args.seeds[0], args.out / "stores")
         if (store / "manifest.json").exists():  # in a worker, where torch is there already
-            pool.submit(draw_regions, store, data_root(), args.out / "regions.png").result()
+            pool.submit(show_regions, store, data_root(), args.out / "regions").result()
     return len(outcome.failed)
 
 
 @dataclass
 class Workers:
-    """A backend of reporting.schedule: jobs are calls in the long-lived processes of a pool."""
+    """A backend of protocols.schedule: jobs are calls in the long-lived processes of a pool."""
 
     pool: ProcessPoolExecutor
     jobs: int
@@ -242,54 +241,23 @@ def prepare_data(command: list[str]) -> tuple[str, float]:
 
 
 def report(args: argparse.Namespace) -> None:
-    table = compare(args.out, datasets=[args.dataset], shots=[args.shots])
+    table = compare(BASE2NEW, args.out, datasets=[args.dataset], shots=[args.shots])
     write_text(args.out / "table.md", render(table, "markdown"))
     print("\n" + render(table, "text"))
     if table.rows:
         title = f"{args.dataset}, {args.shots} shots, seeds {', '.join(map(str, args.seeds))}"
         base_new_h(table.rows, args.out / "base_new_h.png", title)
-    for name in ("table.md", "base_new_h.png", "regions.png"):
+    for name in ("table.md", "base_new_h.png", "regions/index.html"):
         if (args.out / name).exists():
             print(args.out / name)
 
 
-def draw_regions(path: Path, root: Path, picture: Path) -> Path:
-    """Draw regions of a store from the most to the least informative, evenly spread between."""
-    import numpy as np
-    import torch
+def show_regions(store: Path, root: Path, folder: Path) -> None:
+    """The page that `python -m regions show` makes of a store."""
+    from regions.__main__ import main as regions
 
-    from losses import region_weight
-    from regions.boxes import cut
-    from regions.dataset import read_image
-    from regions.store import RegionStore
-
-    store = RegionStore.open(path)
-    spec = store.spec
-    every = range(spec.num_regions)
-    logits_NMC = np.stack([store.read(image, every).logits for image in range(len(store))])
-    logits_RC = torch.from_numpy(logits_NMC).flatten(0, 1).float()
-    weight_R = region_weight(logits_RC).numpy()
-    probability_R, class_R = logits_RC.softmax(-1).max(-1)
-    order = weight_R.argsort()
-    chosen = order[np.linspace(0, len(order) - 1, min(SHOWN_REGIONS, len(order))).astype(int)]
-
-    regions = []
-    for place in chosen:
-        index, region = divmod(int(place), spec.num_regions)
-        image, row = spec.images[index], store.read(index, [region])
-        pixels = read_image(str(root / image.path), image.height, image.width)
-        regions.append(np.asarray(cut(pixels, row.boxes[0], row.flips[0], spec.image_size)))
-    truth = [spec.classnames[spec.images[place // spec.num_regions].label] for place in chosen]
-    return region_grid(
-        np.stack(regions),
-        [float(weight_R[place]) for place in chosen],
-        [spec.classnames[class_R[place]] for place in chosen],
-        [float(probability_R[place]) for place in chosen],
-        picture,
-        f"{len(chosen)} of {len(order)} regions in order of w = 1 - H(p) / ln C; below each: the "
-        f"top class of {spec.teacher}, its probability, and whether it is the true class",
-        classes=truth,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        regions(["show", str(store), "--root", str(root), "--out", str(folder)])
 
 
 if __name__ == "__main__":

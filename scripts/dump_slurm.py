@@ -5,15 +5,16 @@ r"""Dump a region store with an array of single-GPU jobs on Slurm.
         --dataset-config-file configs/datasets/imagenet.yaml \
         --config-file configs/trainers/FDBPL/vit_b32_ctxv1.yaml
 
-What follows -- is a line of dump_teacher_logits.py; every job runs it with --shared, claims shards
-of the store's folder, and goes when none is left. Jobs may start and end at any time: what a dead
-one had claimed is made by the others, and a job that is preempted or out of time is queued again.
+What follows -- is a line of dump_teacher_logits.py; of N jobs each makes every N-th shard of the
+store, at any time, and the one that finds all of them there finishes it. A job that is preempted or
+out of time is queued again; after one that failed, submit the same line again, with any --jobs.
 --cluster local runs the jobs as processes of this machine. Exit code 0: all jobs have done theirs.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,12 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 class Dump(submitit.helpers.Checkpointable):
-    """One job: a process of its own, which continues what others and earlier ones have done."""
+    """One job: a process of its own, which continues what an earlier one has done."""
 
-    def __call__(self, python: str, flags: list[str]) -> None:
+    def __call__(self, python: str, flags: list[str], rank: int, jobs: int) -> None:
+        place = {"RANK": str(rank), "WORLD_SIZE": str(jobs), "LOCAL_RANK": "0"}
         script = str(REPO / "dump_teacher_logits.py")
-        subprocess.run([python, script, "--shared", *flags], check=True)
+        subprocess.run([python, script, *flags], check=True, env=os.environ | place)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,7 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         **settings,
     )
     with executor.batch():
-        jobs = [executor.submit(Dump(), sys.executable, args.flags) for _ in range(args.jobs)]
+        jobs = [
+            executor.submit(Dump(), sys.executable, args.flags, rank, args.jobs)
+            for rank in range(args.jobs)
+        ]
     print(f"Submitted {', '.join(job.job_id for job in jobs)}; their output is in {args.logs}/")
     if args.no_wait:
         return 0

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One step of one method: what the scripts in scripts/<method>/ hand over to. The plan is made in
-# reporting/plan.py; run_protocol.py runs all of a protocol.
+# One step of one method. The scripts in scripts/<method>/ are this under the names of the official
+# repositories. protocols/plan.py makes the plan; run_protocol.py runs all of a protocol.
 #
 #   bash scripts/run.sh METHOD STEP DATASET SEED [KEY VALUE ...]
 #   bash scripts/run.sh METHOD few_shot DATASET SHOTS [SEED ...] [KEY VALUE ...]
 #
-# METHOD   a folder in scripts/, or a trainer
+# METHOD   of the table in reporting/methods.py (coop, maple_fdbpl, ...), or a trainer
 # STEP     base2new_train  train on the base classes, test on them (zsclip: test only)
 #          base2new_test   test the trained prompts on the new classes
 #          xd_train        train on all classes of the source (imagenet; of toy_*: toy_shapes)
@@ -36,4 +36,4 @@ else
     PYTHON=python
 fi
 export PYTHON
-exec "$PYTHON" -m reporting "$caller" run "$@"
+exec "$PYTHON" -m protocols "$caller" run "$@"

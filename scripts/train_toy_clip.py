@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import clip
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from datasets import toy_images as toy  # noqa: E402
 from datasets.toy import TOY_SETS  # noqa: E402
-from models import openai_clip as clip  # noqa: E402
+from files import write_whole  # noqa: E402
 from models.clip import (  # noqa: E402
     OPENAI_MEAN,
     OPENAI_STD,
@@ -339,9 +339,7 @@ def save(path: Path, model: clip.model.CLIP, ids: Tensor, about: dict) -> None:
 
 def write(path: Path, state: dict[str, Tensor], about: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(safetensors.torch.save(state, metadata={"json": json.dumps(about)}))
-    os.replace(partial, path)
+    write_whole(path, safetensors.torch.save(state, metadata={"json": json.dumps(about)}))
 
 
 def note(path: Path, more: dict) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from protocols.planned import planned_identity
+from reporting.identity import options_identity, write_identity
+from reporting.paired import write_predictions
 from reporting.paths import PHASE_OF_SCOPE, run_dir
-from reporting.predictions import write_predictions
 from reporting.results import RunResult, now
 
 
@@ -25,6 +27,24 @@ def fake_result(**changes) -> RunResult:
     return RunResult(**values)
 
 
+def fake_identity(result: RunResult, trained: dict | None = None) -> dict:
+    """The few keys of an identity that these tests look at, and the run's options."""
+    own = {
+        "method version": 1,
+        "TRAINER.NAME": result.trainer,
+        "SEED": result.seed,
+        "MODEL.BACKBONE.NAME": result.backbone,
+        "DATASET.NAME": result.dataset,
+        "TEST.FINAL_MODEL": "last_step",
+        "classes": f"{result.num_classes} {result.scope} classes",
+        "test images": f"{result.num_images} images",
+        **options_identity(result.opts),
+    }
+    if trained is not None:
+        return {**own, "trained": {**trained, "epoch": result.load_epoch}}
+    return own if result.eval_only else {**own, "OPTIM.MAX_EPOCH": result.epochs}
+
+
 def write_run(root: Path, scope: str, accuracy: float, seed: int, **changes) -> Path:
     """Write one half of a base-to-new run where it belongs; returns its folder."""
     stem = changes.pop("stem", "oxford_pets")
@@ -33,8 +53,13 @@ def write_run(root: Path, scope: str, accuracy: float, seed: int, **changes) -> 
         values |= dict(eval_only=True, load_epoch=50, finished="2025-01-01T01:00:00.000+00:00")
         values["opts"] = ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", "new"]
     result = fake_result(**{**values, **changes})
-    phase = PHASE_OF_SCOPE[scope]
-    folder = run_dir(phase, stem, result.shots, result.trainer, result.config, seed, root)
+    where = (stem, result.shots, result.trainer, result.config, seed, root)
+    if "identity" not in changes:
+        base = run_dir(PHASE_OF_SCOPE["base"], *where)
+        known = (base / "results.json").exists() and not result.trainer.startswith("Zeroshot")
+        trained = RunResult.read(base).identity if known and scope == "new" else None
+        result.identity = fake_identity(result, trained)
+    folder = run_dir(PHASE_OF_SCOPE[scope], *where)
     result.write(folder)
     return folder
 
@@ -43,7 +68,7 @@ def flag(command: list[str], name: str) -> str:
     return command[command.index(name) + 1]
 
 
-def finish(root: Path, command: list[str], accuracy: float = 50.0, epochs: int = 7, **changes):
+def finish(root: Path, command: list[str], accuracy: float = 50.0, **changes):
     """Write what a dump or a run with this command leaves behind, below the repository `root`."""
     if "--store" in command:
         store = root / flag(command, "--store")
@@ -56,11 +81,14 @@ def finish(root: Path, command: list[str], accuracy: float = 50.0, epochs: int =
         for seed in command[first + 1 : first + 1 + count]:
             own = [*command[:first], "--seed", seed, *command[first + 1 + count :]]
             own = [word.replace("{seed}", seed) for word in own]
-            finish(root, own, accuracy, epochs, **changes)
+            finish(root, own, accuracy, **changes)
         return
     first = next(i for i, word in enumerate(command) if word.startswith(("DATASET.", "TRAINER.")))
     folder = root / flag(command, "--output-dir")
     eval_only = "--eval-only" in command
+    trained = flag(command, "--model-dir") if "--model-dir" in command else None
+    epoch = int(flag(command, "--load-epoch")) if "--load-epoch" in command else None
+    identity = planned_identity(command[1:], root, trained, epoch)
     values = dict(
         scope=flag(command, "DATASET.SUBSAMPLE_CLASSES"),
         accuracy=accuracy,
@@ -72,12 +100,14 @@ def finish(root: Path, command: list[str], accuracy: float = 50.0, epochs: int =
         opts=command[first:],
         shots=int(flag(command, "DATASET.NUM_SHOTS")),
         eval_only=eval_only,
-        epochs=epochs,
-        load_epoch=int(flag(command, "--load-epoch")) if "--load-epoch" in command else None,
+        epochs=identity.get("trained", identity).get("OPTIM.MAX_EPOCH"),
+        load_epoch=epoch,
         transductive="PromptKD" in command,
         finished=now(),
+        identity=identity,
     )
     fake_result(**{**values, **changes}).write(folder)
+    write_identity(folder, identity)
     signal = "=> result" if eval_only else "Finish training"
     (folder / "log.txt").write_text(f"{signal}\n* accuracy: {accuracy}%\n")
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from regions.dump import dump, list_images
-from regions.kinds import encode
-from regions.spec import RegionImage, RegionSpec
 from regions.store import RegionStore
-from regions.writer import StoreWriter
+from regions.store.kinds import encode
+from regions.store.spec import RegionImage, RegionSpec
+from regions.store.writer import StoreWriter
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 CLASSES = ("ant", "bee", "cat", "dog")

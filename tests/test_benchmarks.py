@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from benchmarks import bars, dump, end_to_end, startup, step_time, table
-from benchmarks.clips import TINY, class_names, random_student
+from benchmarks import dump, end_to_end, report, step_time, table
+from benchmarks.clips import TINY, class_names, random_student, random_teacher
 from benchmarks.measure import Part, count
 from benchmarks.official import FullPrompts
 from benchmarks.steps import POSITIVE, Bench
+from models.prompted_clip import FrozenCLIP
 
 CPU = torch.device("cpu")
 WANTED = (
@@ -32,35 +34,36 @@ def steps(tmp_path_factory):
 
 def test_step_time_keeps_rows_and_ratios_by_class_count(steps):
     record = json.loads(steps.read_text())
-    assert set(record["ratios"]) == {"2", "3"}
-    for ratios in record["ratios"].values():
+    assert [(found["student"], found["classes"]) for found in record["ratios"]] == [
+        (TINY, 2), (TINY, 3)
+    ]  # fmt: skip
+    for ratios in record["ratios"]:
         assert all(ratios[name] > 0 for name in WANTED)
     for row in record["rows"]:
         assert {"name", "classes", "ms", "flop", "peak_bytes"} <= set(row)
         assert row["note"] if row["ms"] is None else min(row["flop"], row["peak_bytes"]) > 0
     assert record["versions"]["torch"] and record["machine"]["cores"] and "commit" in record
+    for part in record["parts"]:
+        least, median, most = part["seconds"]["cpu"]
+        assert 0 <= least <= median <= most
     names = {row["name"] for row in record["rows"]}
     assert {"CoOp, official", "FDBPL, its authors", "MaPLe here", "PromptSRC here"} <= names
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_step_time_on_a_gpu_has_the_rows_of_graphs(tmp_path, precision):
+def test_step_time_on_a_gpu_has_its_rows(tmp_path, precision):
     path = tmp_path / "steps.json"
     sizes = ["--student", TINY, "--teacher", TINY, "--classes", "3", "--rounds", "2"]
     step_time.main([*sizes, "--device", "cuda", "--precision", precision, "--json", str(path)])
     record = json.loads(path.read_text())
     timed = {row["name"] for row in record["rows"] if row["ms"] is not None}
-    assert {
-        "KDPL, official, bf16 teacher", "FDBPL here, cached features, CUDA graph",
-        "FDBPL here, cached features, 3 seeds in one batch, CUDA graph",
-    } <= timed  # fmt: skip
-    wanted = {"fdbpl_graph_vs_coop_official", "fdbpl_vs_kdpl_online_bf16", "seeds_3_graph_vs_1"}
-    assert wanted <= set(record["ratios"]["3"])
+    assert "KDPL, official, bf16 teacher" in timed
+    assert "fdbpl_vs_kdpl_online_bf16" in record["ratios"]["3"]
 
 
 def test_fewer_tokens_cost_fewer_operations_and_less_memory(steps):
-    for ratios in json.loads(steps.read_text())["ratios"].values():
+    for ratios in json.loads(steps.read_text())["ratios"]:
         assert ratios["text_flop_vs_77"] > 2 and ratios["saved_activations_vs_77"] > 2
 
 
@@ -71,22 +74,6 @@ def test_official_prompts_give_the_features_of_the_fast_path():
     with torch.no_grad():
         official, ours = FullPrompts(clip, names, POSITIVE).text_features(), model.text_features()
     torch.testing.assert_close(official, ours, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_each_seed_of_a_batch_learns_as_alone(seeds):
-    """The loss of three equal seeds is three times that of one, and so is no seed left out."""
-    bench, found = Bench(random_student(TINY, "fp32", CPU)), []
-    bench.image_features = lambda batch: torch.ones(batch, 32) / 32**0.5
-    for step in (bench.fdbpl(4), bench.fdbpl_seeds(4, seeds)):
-        step()
-        # The step closes over its optimiser, whose parameters are the contexts.
-        cells = [cell.cell_contents for cell in step.__closure__]
-        (optimiser,) = (cell for cell in cells if isinstance(cell, torch.optim.SGD))
-        found.append([weight.detach() for weight in optimiser.param_groups[0]["params"]])
-    assert len(found[1]) == seeds * len(found[0])
-    for index, weight in enumerate(found[1]):
-        torch.testing.assert_close(weight, found[0][index % len(found[0])])
 
 
 def test_counting_sees_operations_memory_and_kept_tensors():
@@ -103,7 +90,7 @@ def test_whole_run_is_composed_of_measured_pieces(steps, tmp_path):
     """With one second for each piece the composed phases are how often a run does it."""
     record = json.loads(steps.read_text())
     for part in record["parts"]:
-        part["seconds"]["cpu"] = [1.0]
+        part["seconds"]["cpu"] = [1.0, 1.0, 1.0]
     ones = tmp_path / "ones.json"
     ones.write_text(json.dumps(record))
     sizes = ["--student", TINY, "--classes", "2", "--images", "64", "--epochs", "10"]
@@ -118,20 +105,17 @@ def test_whole_run_is_composed_of_measured_pieces(steps, tmp_path):
     assert fdbpl["seconds_without_dump"] == fdbpl["seconds"] - fdbpl["phases"]["dump"]
 
 
-def test_toy_runs_are_measured_by_phase_and_with_their_seeds_together(world, tmp_path):
+def test_toy_runs_are_measured_by_phase(world, tmp_path):
     out = tmp_path / "toy.json"
     end_to_end.main([
         *("--worlds", "toy", "--seeds", "1", "2", "--regions", "2", "--json", str(out)),
         *("--toy-options", "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "4"),
     ])  # fmt: skip
     rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
-    ours = "FDBPL here, M = 2"
-    assert list(rows) == [
-        "KDPL here", ours, f"KDPL here, {end_to_end.TOGETHER}", f"{ours}, {end_to_end.TOGETHER}"
-    ]  # fmt: skip
+    assert list(rows) == ["KDPL here", "FDBPL here, M = 2"]
     for row in rows.values():
         assert ("dump" in row["phases"]) == row["name"].startswith("FDBPL")
-        assert row["phases"].keys() == row["wall"].keys() and min(row["wall"].values()) > 0
+        assert min(row["phases"].values()) > 0
 
 
 def test_dump_tells_regions_per_second_and_shares(tmp_path):
@@ -145,31 +129,23 @@ def test_dump_tells_regions_per_second_and_shares(tmp_path):
         assert 0 < row["teacher_share"] < 1 and 0 < row["decode_share"] < 1
 
 
-def test_startup_is_told_by_phase(tmp_path, capsys):
-    path = tmp_path / "startup.json"
-    startup.main(["--trainers", "FDBPL", "--rounds", "1", "--json", str(path)])
-    record = json.loads(path.read_text())
-    (row,) = record["rows"]
-    assert row["name"] == "FDBPL" and min(row[phase] for phase in startup.PHASES) > 0
-    assert sum(row[phase] for phase in startup.PHASES) == pytest.approx(row["wall"], abs=0.01)
-    assert row["cpu"] > 0 and "commit" in record and record["options"]["rounds"] == 1
-    assert "| FDBPL |" in capsys.readouterr().out
+def test_a_bf16_teacher_computes_what_the_fp32_one_does():
+    images, found = torch.randn(2, 3, 32, 32), []
+    for half in (False, True):
+        tower = FrozenCLIP(random_teacher(TINY, CPU, half=half))
+        found.append(tower.image_features(images).float())
+    assert F.cosine_similarity(*found).min() > 0.99
 
 
-def test_a_run_that_ends_before_its_first_step_is_told(tmp_path):
-    call = startup.command(startup.report.REPO, tmp_path, "train.py", "CoOp", "--no-train")
-    with pytest.raises(RuntimeError, match="ended before its first step:(?s:.*)no folder"):
-        startup.until_first_step(call, startup.report.REPO)
-
-
-def test_a_bar_is_met_or_not():
-    ratios = {50: {"fdbpl_vs_kdpl_online": 131.0, "regions_32x8_vs_32": 1.2}}
-    checked = bars.check_step(ratios, "cpu", "ViT-B/16")
-    assert [(bar["ratio"], bar["met"]) for bar in checked] == [
-        ("fdbpl_vs_kdpl_online", True),
-        ("regions_32x8_vs_32", False),
-    ]
-    assert "NOT MET  regions_32x8_vs_32" in bars.lines(checked)
+def test_a_result_says_on_which_cpu(steps, monkeypatch, tmp_path):
+    """A virtual machine's name hides whether it has bf16 units."""
+    assert set(json.loads(steps.read_text())["machine"]["flags"]) <= set(report.CPU_FLAGS)
+    text = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
+    (tmp_path / "cpuinfo").write_text(f"{text}flags\t\t: fpu avx2 avx512_bf16\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(report, "Path", lambda name: tmp_path / "cpuinfo")
+    found = {"cpu": "AMD EPYC", "family": "26", "model": "2", "stepping": "1"}
+    assert report.cpu() == {**found, "flags": ["avx2", "avx512_bf16"]}
+    assert step_time.cpu_has_bf16()
 
 
 @pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)

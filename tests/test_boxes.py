@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from regions.boxes import box_to_pixels, cut, cut_all, sample_boxes
-from regions.spec import RegionImage, RegionSpec, region_settings
+from regions.store.spec import RegionImage, RegionSpec, region_settings
 
 SIDES = (1, 2, 3, 7, 64, 97, 333, 500, 1023, 1024, 5000, 7001)
 
@@ -103,6 +105,95 @@ def test_an_image_too_narrow_for_the_shape_gives_its_centre_as_in_torchvision():
             assert box_to_pixels(box, height, width) == tuple(wanted)
 
 
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("side", [1, 10])
+def test_a_box_as_high_as_the_image_lies_anywhere_along_it(side, upright):
+    """A square of the image's shorter side fits: 21 places of 10 x 10 in 10 x 30, all alike."""
+    long = 3 * side if side > 1 else 30
+    height, width = (long, side) if upright else (side, long)
+    image = RegionImage("x.jpg", 0, height, width)
+    spec = spec_of(image, scale=(side / long,) * 2, ratio=(1.0, 1.0), num_regions=6000)
+    boxes, _ = sample_boxes(spec, image)
+    pixels = np.array([box_to_pixels(box, height, width) for box in boxes])
+    assert (pixels[:, 2:] == side).all()
+    along, across = pixels[:, 1 - upright], pixels[:, int(upright)]
+    assert (across == 0).all()
+    counts = np.bincount(along)
+    assert len(counts) == long - side + 1
+    assert abs(counts / 6000 * len(counts) - 1).max() < 0.35  # 200 to 286 draws of each place
+
+
+@pytest.mark.parametrize("ratio, wanted", [(2.0, (50, 100)), (0.5, (100, 50)), (1.0, (71, 71))])
+def test_the_ratio_is_width_over_height(ratio, wanted):
+    """Half of 100 x 100 pixels in a given shape: 5000 = h * (ratio h)."""
+    image = RegionImage("x.jpg", 0, 100, 100)
+    boxes, _ = sample_boxes(spec_of(image, scale=(0.5, 0.5), ratio=(ratio, ratio)), image)
+    assert {box_to_pixels(box, 100, 100)[2:] for box in boxes} == {wanted}
+
+
+def test_boxes_of_an_image_are_those_of_stores_that_are_there():
+    """Pinned: other draws would not be those that a teacher has answered."""
+    image = RegionImage("a/x.jpg", 0, 375, 500)
+    boxes, flips = sample_boxes(spec_of(image, num_regions=4), image)
+    assert [box_to_pixels(box, 375, 500) for box in boxes] == [
+        (29, 8, 334, 355),
+        (11, 65, 363, 414),
+        (50, 9, 154, 123),
+        (0, 30, 373, 358),
+    ]
+    assert flips.tolist() == [False, False, True, True]
+
+
+def slow_draw(spec: RegionSpec, image: RegionImage) -> list[tuple[int, ...]]:
+    """torchvision's loop, region by region, on the numbers of our generator: pixels and flips."""
+    digest = hashlib.sha256(f"{spec.seed}\n{image.path}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    drawn = []
+    for _ in range(spec.num_regions):
+        flip, *numbers = rng.random(41).tolist()
+        found = None
+        for area, shape, down, right in zip(*[iter(numbers)] * 4, strict=True):
+            share = spec.scale[0] * (1 - area) + spec.scale[1] * area
+            aspect = spec.ratio[0] ** (1 - shape) * spec.ratio[1] ** shape
+            width = round(math.sqrt(share * image.height * image.width * aspect))
+            height = round(math.sqrt(share * image.height * image.width / aspect))
+            if 0 < width <= image.width and 0 < height <= image.height:
+                found = (
+                    int(down * (image.height - height + 1)),
+                    int(right * (image.width - width + 1)),
+                    height,
+                    width,
+                )
+                break
+        if found is None:
+            aspect = min(max(image.width / image.height, spec.ratio[0]), spec.ratio[1])
+            width = max(1, min(image.width, round(image.height * aspect)))
+            height = max(1, min(image.height, round(image.width / aspect)))
+            found = (image.height - height) // 2, (image.width - width) // 2, height, width
+        drawn.append((*found, flip < spec.flip))
+    return drawn
+
+
+@pytest.mark.parametrize(
+    "height, width", [(90, 120), (1, 1), (2, 2), (3, 5), (1, 50), (50, 1), (9, 400), (400, 9)]
+)
+def test_a_draw_equals_the_plain_loop(height, width):
+    image = RegionImage("x.jpg", 0, height, width)
+    common, flat, upright = (0.75, 4 / 3), (3.0, 4.0), (0.2, 0.3)
+    for scale, ratio in (
+        *(((0.08, 0.936), ratio) for ratio in (common, flat, upright)),
+        ((1.0, 1.0), common),
+        ((0.0001, 0.001), common),
+    ):
+        spec = spec_of(image, scale=scale, ratio=ratio, num_regions=30, flip=0.3)
+        boxes, flips = sample_boxes(spec, image)
+        found = [
+            (*box_to_pixels(box, height, width), flip)
+            for box, flip in zip(boxes, flips.tolist(), strict=True)
+        ]
+        assert found == slow_draw(spec, image)
+
+
 def test_a_draw_depends_on_seed_and_path_alone():
     first, second = RegionImage("a/x.jpg", 0, 90, 120), RegionImage("a/y.jpg", 1, 90, 120)
     spec = spec_of(first, second)
@@ -143,7 +234,25 @@ def test_a_cut_is_torchvisions_resized_crop():
 
 
 @pytest.mark.parametrize(
-    "box", [(0.5, 0, 0.6, 1), (-0.1, 0, 0.5, 1), (float("nan"), 0, 1, 1), (0, float("nan"), 1, 1)]
+    "box, height, width, wanted",
+    [
+        ((1.0, 1.0, 0.0, 0.0), 10, 20, (9, 19, 1, 1)),  # nothing at the far corner
+        ((0.0, 0.0, 0.0, 0.0), 10, 20, (0, 0, 1, 1)),
+        ((0.5, 0.5, 0.5, 0.5), 3, 3, (2, 2, 1, 1)),  # 1.5 and 1.5 pixels, both rounded up
+        ((0.5, 0.0, 0.5 + 9.5e-7, 1.0), 10, 20, (5, 0, 5, 20)),  # beyond the edge by rounding
+    ],
+)
+def test_a_box_is_at_least_a_pixel_and_ends_with_the_image(box, height, width, wanted):
+    assert box_to_pixels(box, height, width) == wanted
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        *((0.5, 0, 0.6, 1), (0, 0.5, 1, 0.6), (-0.1, 0, 0.5, 1), (0, -0.1, 1, 0.5)),
+        *((0.5, 0.5, -0.1, 0.2), (0.5, 0.5, 0.2, -0.1), (0.5, 0, 0.5 + 2e-6, 1)),
+        *((float("nan"), 0, 1, 1), (0, float("nan"), 1, 1), (0, 0, float("nan"), 1)),
+    ],
 )
 def test_a_box_outside_the_image_is_refused(box):
     with pytest.raises(ValueError, match="leaves the image"):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from dassl.engine import TRAINER_REGISTRY
 from toy_runs import flags, options, run
 
 import dump_teacher_logits
 import losses
+from configs.defaults import RENAMED
 from regions.store import RegionStore
 from reporting.results import RunResult
+from trained import open_run
 from trainers.distillation import likely_classes, read_vocabulary
 
 WORDS = ["red circle", "blue star", "green moon", "yellow house", "purple cross", "black heart"]
@@ -33,9 +36,9 @@ def vocabulary(world):
 
 def agnostic(vocabulary, k_max=4, **keys):
     return {
-        "TRAINER.KDPL.CLASS_AGNOSTIC": True,
-        "TRAINER.KDPL.VOCABULARY": vocabulary,
-        "TRAINER.KDPL.K_MAX": k_max,
+        "TRAINER.DISTILL.CLASS_AGNOSTIC": True,
+        "TRAINER.DISTILL.VOCABULARY": vocabulary,
+        "TRAINER.DISTILL.K_MAX": k_max,
         **keys,
     }
 
@@ -94,11 +97,11 @@ def test_a_store_of_logits_cannot_teach_words(world, store, vocabulary):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"TRAINER.KDPL.VOCABULARY": "/nowhere"}, "'/nowhere', which is no file"),
+        ({"TRAINER.DISTILL.VOCABULARY": "/nowhere"}, "'/nowhere', which is no file"),
         ({"TRAINER.DISTILL.LABEL_WEIGHT": 1.0}, "LABEL_WEIGHT needs the classes"),
         ({"TRAINER.DISTILL.LABEL_LOGIT": 1.0}, "LABEL_LOGIT needs the classes"),
         ({"TRAINER.COOP.CSC": True}, "TRAINER.COOP.CSC"),
-        ({"TRAINER.KDPL.K_MAX": 0}, "TRAINER.KDPL.K_MAX is 0"),
+        ({"TRAINER.DISTILL.K_MAX": 0}, "TRAINER.DISTILL.K_MAX is 0"),
     ],
 )
 def test_what_words_cannot_do_is_refused(world, store, vocabulary, keys, message):
@@ -248,6 +251,27 @@ def test_knobs_are_off_by_default():
 
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    assert not any(cfg.TRAINER.DISTILL.values()) and not cfg.TRAINER.KDPL.CLASS_AGNOSTIC
+    assert cfg.TRAINER.DISTILL.pop("K_MAX") == 1000 and not any(cfg.TRAINER.DISTILL.values())
     assert cfg.TEST.TEXT_INTERPOLATION == (0.0,) and not cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS
     assert TRAINER_REGISTRY.get("FDBPL").PROMPT == "COOP"
+
+
+# Keys of older versions
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_key_names_the_new_one(world, old, new):
+    with pytest.raises(ValueError, match=f"{old} was renamed to {new}"):
+        run(world, "", "CoOp_KDPL", "x", **{old: 1})
+
+
+def test_a_run_of_older_keys_is_opened(world):
+    trainer = run(world, "", "CoOp", "older", epochs=1)
+    path = world / "older" / "config.yaml"
+    saved = yaml.safe_load(path.read_text())
+    saved["TRAINER"]["KDPL"]["K_MAX"] = saved["TRAINER"]["DISTILL"].pop("K_MAX") + 1
+    saved["MODEL"]["COMPILE"] = False
+    path.write_text(yaml.safe_dump(saved))
+    opened = open_run(world / "older")
+    assert opened.cfg.TRAINER.DISTILL.K_MAX == 1001
+    assert torch.equal(opened.model.learner.ctx, trainer.model.learner.ctx)

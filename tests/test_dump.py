@@ -28,13 +28,11 @@ from models.teacher import Teacher
 from regions.boxes import cut, sample_boxes
 from regions.dump import (
     dump_cost,
-    dump_record_path,
-    dump_seconds,
     list_images,
-    stored_teacher_accuracy,
 )
-from regions.spec import relative_path
 from regions.store import RegionStore, RegionStoreError
+from regions.store.record import dump_record_path, dump_seconds
+from regions.store.spec import relative_path
 
 HERE = Path(__file__).parent
 SHARDS = [f"shard_0000{index}.safetensors" for index in range(3)]
@@ -115,13 +113,55 @@ def test_the_cost_is_told_before(root, spec, whole):
     assert 35 * (16 + 1 + 2 * 4) < written < cost.bytes < written + 10000
 
 
-def test_teacher_accuracy_counts_regions_and_images(root, spec, tmp_path):
-    """A teacher that always says class 1 is right where the label is 1."""
-    store = world.run_dump(
-        tmp_path / "store", spec, root, lambda images: torch.eye(4)[1].expand(len(images), 4)
+def test_teacher_accuracy_is_the_share_of_regions_whose_label_is_the_likeliest_class(
+    root, spec, tmp_path
+):
+    """Neither of images nor of mean probabilities: one right region of five counts a fifth."""
+    said = iter(
+        [[1, 0, 0, 0, 0], [1, 1, 0, 2, 3], [2] * 5, [0] * 5, [0, 1, 2, 3, 3], [0] * 5, [2] * 5]
     )
-    accuracy = stored_teacher_accuracy(store)
-    assert accuracy.regions == accuracy.images == pytest.approx(100 * 2 / 7)
+    classes = torch.tensor([guess for image in said for guess in image])
+    labels = torch.tensor([0, 1, 2, 3, 0, 1, 2]).repeat_interleave(5)  # of region_world's images
+    seen = 0
+
+    def teacher(images):
+        nonlocal seen
+        seen += len(images)
+        sure = 9.0 - torch.arange(seen - len(images), seen)[:, None] % 5  # its weight in a mean
+        return sure * torch.eye(4)[classes[seen - len(images) : seen]]
+
+    store = world.run_dump(tmp_path / "store", spec, root, teacher)
+    expected = 100 * float((classes == labels).float().mean())
+    assert expected == pytest.approx(100 * 17 / 35)
+    assert store.teacher_accuracy() == pytest.approx(expected)
+
+
+def teacher_of_plan(labels):
+    """A teacher of (regions right, whom the loudest region follows) that no two measures agree on.
+
+    Of images 0 to 2 four regions say the label by 3 and one says another class by 40; of image 3
+    it is the other way round; the rest is wrong throughout.
+    """
+    logits = torch.zeros(7, 5, 4)
+    for image, label in enumerate(labels):
+        other = (label + 1) % 4
+        quiet, loud = (label, other) if image < 3 else (other, label)
+        logits[image, 1:, quiet], logits[image, 0, loud if image < 4 else other] = 3.0, 40.0
+    waiting = logits.flatten(0, 1)
+
+    def teacher(images):
+        nonlocal waiting
+        given, waiting = waiting[: len(images)], waiting[len(images) :]
+        return given
+
+    return teacher
+
+
+def test_teacher_accuracy_is_that_of_the_regions(root, spec, tmp_path):
+    """3 images with 4 of 5 regions and one with 1 of 5: 13 of 35, over shards of 3, 3 and 1."""
+    teacher = teacher_of_plan([image.label for image in spec.images])
+    store = world.run_dump(tmp_path / "store", spec, root, teacher)
+    assert store.teacher_accuracy() == pytest.approx(100 * 13 / 35)
 
 
 # --- killed ---------------------------------------------------------------------------------
@@ -366,7 +406,7 @@ def test_the_script_tells_the_cost_writes_a_store_and_then_has_nothing_to_do(
     told = capsys.readouterr().out
     assert "Images          7, of 4 classes" in told and "Teacher passes  35, once" in told
     assert "350 passes in each run of 50 epochs: 10.00 times as many" in told
-    assert "kB in " in told and "% of the regions" in told
+    assert "kB in " in told and "Teacher accuracy" in told and "% of the regions" in told
     store = RegionStore.open(tmp_path / "store")
     assert store.spec.classnames == world.CLASSES and store.spec.image_size == 12
     assert store.spec.images[5].path == "images/bee/5.png"

@@ -14,18 +14,21 @@ from torch.utils.data import DataLoader
 from toy_runs import flags, options, run
 
 import dump_teacher_logits
-from regions import student_features as regions_of_students
-from regions.dataset import RegionDataset, RegionSampler, as_it_is, collate_regions
-from regions.feature_file import Features, complete, feature_key, read_features
-from regions.store import RegionStore, RegionStoreError
-from regions.student_features import (
+from inputs import image_id
+from regions.dataset import RegionDataset
+from regions.features import (
+    Features,
     RegionFeatures,
     Student,
+    complete,
+    feature_key,
     features_path,
+    read_features,
     student_features,
 )
+from regions.loader import RegionSampler, as_it_is, collate_regions
+from regions.store import RegionStore, RegionStoreError
 from trainers import feature_cache
-from trainers.feature_cache import image_id
 
 WIDTH = 8
 
@@ -40,7 +43,8 @@ def encode(images):
 def student(**changes) -> Student:
     keys = {"digest": "d1", "precision": "fp32", "width": WIDTH, "image_size": region_world.SIZE}
     return Student(
-        encode, **{**keys, "mean": region_world.MEAN, "std": region_world.STD, **changes}
+        encode,
+        **{**keys, "mean": region_world.MEAN, "std": region_world.STD, "at_once": 10, **changes},
     )
 
 
@@ -173,9 +177,8 @@ def test_batches_are_those_of_the_images(small):
     torch.testing.assert_close(one["img"], encode(regions[2]["img"]))
 
 
-def test_workers_and_earlier_runs_on_other_images_change_nothing(small, monkeypatch):
+def test_workers_and_earlier_runs_on_other_images_change_nothing(small):
     root, items, store = small
-    monkeypatch.setattr(regions_of_students, "PASS", 10)  # two images at a time
     paths = {features_path(store, student(digest=digest)) for digest in "ab"}
     assert len(paths) == 2
     whole = student_features(store, np.arange(7), student(digest="a"), root, workers=1).kept
@@ -278,7 +281,7 @@ def test_kept_test_features_give_the_same_predictions(world, store, monkeypatch,
         assert other.tested.predictions == plain.tested.predictions
         assert other.tested.impaths == plain.tested.impaths
         assert other.scores == plain.scores
-    assert len(fourth.test_loader.dataset) == 24 * 4  # the loader itself is back in place
+    assert len(fourth.test_loader.dataset) == 24 * 4
 
 
 def test_transforms_that_cannot_be_told_apart_are_not_cached(world, store, monkeypatch, tmp_path):

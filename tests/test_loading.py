@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from dassl.data import data_manager
 from toy_runs import run
 
-import regions.dataset
+import inputs
+import trainers.images
 
 LINE = re.compile(
     r"epoch \[1/1\] batch \[(\d)/3\] time (\d+\.\d{3}) \((\d+\.\d{3})\) "
     r"data (\d+\.\d{3}) \((\d+\.\d{3})\) loss "
 )
 READERS = {  # host with image prompts -> what reads an image of its training
-    "VPT": (data_manager, "read_image"),
-    "MaPLe": (data_manager, "read_image"),
-    "VPT_FDBPL": (regions.dataset, "read_image"),
-    "MaPLe_FDBPL": (regions.dataset, "read_image"),
+    "VPT": (trainers.images, "read_image"),
+    "MaPLe": (trainers.images, "read_image"),
+    "VPT_FDBPL": (inputs, "decode"),
+    "MaPLe_FDBPL": (inputs, "decode"),
 }
 
 

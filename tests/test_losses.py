@@ -17,6 +17,10 @@ def rand(*shape: int, scale: float = 3.0) -> torch.Tensor:
     return scale * torch.randn(*shape, dtype=torch.float64)
 
 
+# Which axis a softmax takes is said, not guessed from the number of axes.
+pytestmark = pytest.mark.filterwarnings("error:Implicit dimension choice")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -46,6 +50,14 @@ def test_region_weight_is_zero_for_uniform_and_one_for_certain(num_classes):
     certain_C = torch.zeros(num_classes).index_fill(0, torch.tensor(0), 100.0)
     weight_B = losses.region_weight(torch.stack([torch.zeros(num_classes), certain_C]))
     torch.testing.assert_close(weight_B, torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_rounding_leaves_no_weight_outside_0_to_1():
+    for num_classes in range(2, 400):
+        uniform = torch.full((1, num_classes), 1.0)
+        certain = torch.zeros(1, num_classes).index_fill(1, torch.tensor(0), 15.0)
+        for logits_BC in (uniform, 0.3 * uniform, certain):
+            assert 0 <= losses.region_weight(logits_BC).item() <= 1
 
 
 def test_region_weight_grows_with_certainty_and_ignores_which_class():
@@ -84,6 +96,56 @@ def test_logit_similarity_is_a_cosine_over_classes():
         ]
     )
     torch.testing.assert_close(losses.logit_similarity(positive_BC, negative_BC), textbook_B)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
+def test_mean_kl_is_the_textbook_sum_times_the_squared_temperature(temperature):
+    student_BC, teacher_BC = rand(4, 7), rand(4, 7)
+    p, q = (teacher_BC / temperature).softmax(-1), (student_BC / temperature).softmax(-1)
+    textbook = temperature * temperature * (p * (p / q).log()).sum() / 28
+    found = losses.mean_kl(student_BC, teacher_BC, temperature)
+    torch.testing.assert_close(found, textbook)
+    if temperature == 1:
+        assert losses.mean_kl(student_BC, teacher_BC) == found
+
+
+def test_the_gradient_of_mean_kl_keeps_its_size_at_high_temperature():
+    """What T^2 is for: at high T the gradient tends to that of half a squared error."""
+    student_BC, teacher_BC = rand(4, 7).requires_grad_(), rand(4, 7)
+    losses.mean_kl(student_BC, teacher_BC, temperature=1e4).backward()
+    gap_BC = student_BC.detach() - teacher_BC
+    limit_BC = (gap_BC - gap_BC.mean(-1, keepdim=True)) / 7 / 28
+    torch.testing.assert_close(student_BC.grad, limit_BC, atol=1e-5, rtol=1e-3)
+
+
+def test_feature_distance_is_the_mean_absolute_difference():
+    features, frozen = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.5, 2.0], [0, 4.0]])
+    assert losses.feature_distance(features, frozen) == (0.5 + 3.0) / 4
+
+
+def test_a_label_lifts_its_own_logit_alone():
+    teacher_BC = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).half()
+    refined = losses.with_label(teacher_BC, torch.tensor([2, 0]), bonus=16)
+    assert refined.tolist() == [[1, 2, 19], [20, 5, 6]] and refined.dtype == torch.float16
+
+
+def test_half_precision_logits_are_computed_in_float32_and_double_in_double():
+    logits_BC = torch.tensor([[10.0, 9.0, -3.0], [0.5, 0.25, 8.0]]).half()
+    other_BC = logits_BC.flip(0)
+    forms = {
+        "symmetric_kl": lambda a, b: losses.symmetric_kl(a, b),
+        "entropy": lambda a, b: losses.entropy(a),
+        "region_weight": lambda a, b: losses.region_weight(a),
+        "one class": lambda a, b: losses.region_weight(a[:, :1]),
+        "rejection": lambda a, b: losses.rejection(a),
+        "logit_similarity": lambda a, b: losses.logit_similarity(a, b),
+        "feature_distance": lambda a, b: losses.feature_distance(a, b),
+        "mean_kl": lambda a, b: losses.mean_kl(a, b, 2.0),
+    }
+    for name, form in forms.items():
+        found, exact = form(logits_BC, other_BC), form(logits_BC.double(), other_BC.double())
+        assert found.dtype == torch.float32 and exact.dtype == torch.float64, name
+        torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def loop_cascade(image_BD, positive_CD, negative_CD, teacher_BC, weight_B, margin):
@@ -125,6 +187,16 @@ def test_cascaded_difference_without_a_pair_is_zero_with_zero_gradient():
     value = cascade(rand(4, 8), text_2CD[0], text_2CD[1], teacher_BC, torch.ones(4))
     value.backward()
     assert value == 0 and text_2CD.grad.abs().max() == 0
+
+
+def test_cascaded_difference_of_one_pair_is_its_own_hinge():
+    """Regions that say nothing apart: the margin, 0.2 unless given, times both weights."""
+    nothing_BC, teacher_BC = torch.zeros(3, 2), torch.tensor([[9.0, 0], [0, 9.0], [9.0, 0]])
+    weight_B = torch.tensor([0.5, 0.5, 1.0])
+    pair = losses.cascaded_difference(nothing_BC[:2], teacher_BC[:2], weight_B[:2])
+    assert pair.item() == pytest.approx(0.2 * 0.25)
+    both = losses.cascaded_difference(nothing_BC, teacher_BC, weight_B, margin=1.0)
+    assert both.item() == pytest.approx((0.25 + 0.5) / 2)  # the two of one class are no pair
 
 
 def test_cascaded_difference_falls_to_zero_when_classes_are_ordered_by_the_margin():

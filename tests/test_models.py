@@ -211,6 +211,18 @@ def test_precisions_agree_on_a_gpu(random_clip, parity_images, precision):
     assert (logits_BC.cpu() - given["logits"]).abs().max() < bound
 
 
+def test_only_models_with_tokens_of_zeros_have_unknown_words(random_clip, capsys):
+    clip_loader._tell_once.cache_clear()
+    HandwrittenCLIP(load_clip(str(random_clip)), ["zyzzyva", "grommet"], "a {}.")
+    assert "does not know" not in capsys.readouterr().out
+    toy = load_clip("toy-teacher")
+    for _ in range(2):
+        HandwrittenCLIP(toy, ["red_triangle", "red gizmo"] + [f"w{i}q" for i in range(30)], "{}.")
+    told = capsys.readouterr().out
+    assert told.count("toy-teacher does not know the words gizmo, w0q, w1q") == 1
+    assert " and 11 more. 30 of 32 classes consist of such words alone" in told
+
+
 # Teacher and templates
 
 

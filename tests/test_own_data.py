@@ -16,6 +16,7 @@ from test_datasets_family import config
 import dump_teacher_logits
 import train
 from datasets import export_toy
+from datasets.own_data import few_images
 from trainers.sanity import _warnings, report_own_data
 
 REPO = Path(__file__).resolve().parents[1]
@@ -178,7 +179,7 @@ GOOD = "photos/0.jpg,fox,train"
         (["path,label,split", GOOD, "photos/0.jpg,fox,test"], "is listed in line 2 already"),
         (
             ["path,label,split", GOOD, "photos/99.jpg,fox,test"],
-            "photos: 1 images of the split found, 2 expected. Next: correct .*list.csv",
+            "list.csv, line 3: there is no file .*photos/99.jpg. Next: correct .*list.csv",
         ),
         (
             ["path,label,split", GOOD, "photos/1.jpg,owl,test"],
@@ -269,9 +270,21 @@ def test_report_tells_counts_zero_shot_and_teacher_and_moves_no_random_number(fo
     assert 'Own data: 8 classes, prompt "a photo of a {}."' in out
     assert re.search(r"  \S.* +8 +4 +6\n", out)
     assert "Zero-shot accuracy of the student on 64 training images: " in out
-    assert "Accuracy of the teacher (toy-teacher) on the images of the store, over" in out
+    assert "Accuracy of the teacher (toy-teacher) on the regions of the store: " in out
     assert report.student > 25 and report.teacher > report.student and report.warnings == []
     assert report_own_data(returned["output/my_data/coop"]).teacher is None
+
+
+def test_report_encodes_an_image_once_for_all_runs_and_seeds(followed, monkeypatch):
+    trainer = followed[1]["output/my_data/fdbpl"]
+    first = report_own_data(trainer)
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.Image.open", lambda *_: pytest.fail("an image was opened"))
+        assert report_own_data(trainer) == first
+    monkeypatch.setattr(trainer, "cfg", trainer.cfg.clone())
+    trainer.cfg.defrost()
+    trainer.cfg.TEST.CACHE_FEATURES = False
+    assert report_own_data(trainer) == first  # from the images
 
 
 def test_report_agrees_with_the_zero_shot_trainer(followed, monkeypatch):
@@ -306,9 +319,17 @@ def test_known_data_sets_are_not_reported(followed):
 
 
 def test_warnings_name_chance_and_small_classes():
-    counts = [("fox", 8, 0, 1), ("owl", 3, 0, 1)]
-    told = " ".join(_warnings(counts, 51.0, 50.0, 8))
+    told = " ".join(_warnings(2, 51.0, 50.0))
     assert "the teacher (50.0 %) is not better than the student (51.0 %)" in told
     assert "zero-shot accuracy (51.0 %) is about chance (50.0 %)" in told
-    assert "1 class with fewer than DATASET.NUM_SHOTS 8 training images, among them owl" in told
-    assert _warnings(counts[:1] * 10, 60.0, None, 8) == []
+    assert _warnings(10, 60.0, None) == []
+    counts = [("fox", 8, 0, 1), ("owl", 3, 0, 1)]
+    assert few_images(counts, 8) == [
+        "1 class has fewer than DATASET.NUM_SHOTS 8 training images: owl"
+    ]
+    assert few_images(counts, -1) == []
+    told = few_images([("fox", 2, 0, 0), ("owl", 3, 0, 0)], 4)
+    assert told == [
+        "2 classes have fewer than DATASET.NUM_SHOTS 4 training images: fox, owl",
+        "2 classes have no test images, so that accuracy says nothing of them: fox, owl",
+    ]

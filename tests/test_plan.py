@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_runs import finish, flag
 
+from protocols.plan import PlanError, Settings, check_datasets, plan, step_jobs
 from reporting.compare import compare
+from reporting.identity import STORE_FIELDS
 from reporting.methods import (
     BASE2NEW,
     CROSS,
@@ -26,8 +30,6 @@ from reporting.methods import (
     source_of,
 )
 from reporting.paths import SCOPE_OF_PHASE, parse_run_dir
-from reporting.plan import PlanError, Settings, check_datasets, plan, step_jobs
-from reporting.results import RunResult
 
 REPO = Path(__file__).resolve().parents[1]
 TARGETS = {
@@ -54,7 +56,7 @@ def repo(tmp_path_factory):
     for file in files:
         path = root / f"configs/{file}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text("{}")
     return root
 
 
@@ -168,7 +170,7 @@ def test_train_test_and_table_agree_on_every_folder(settings, protocol, folder):
         done.add(job.folder)
         if job.trained:
             assert flag(command, "--model-dir") == str(job.trained)
-            assert job.trained in done and flag(command, "--load-epoch") == "7"
+            assert job.trained in done and flag(command, "--load-epoch") == "10"
         if "--store" not in command:
             assert flag(command, "--output-dir") == str(job.folder)
             place = parse_run_dir(job.folder)
@@ -244,13 +246,71 @@ def test_a_single_step_of_promptkd_trains_its_teacher_first(settings):
 
 def test_a_refused_folder_names_what_differs(settings):
     (job,) = plan(FEW_SHOT, [METHODS["coop"]], ["dtd"], [1], [16], settings)
+    finish(settings.root, [*job.command(), "OPTIM.LR", "0.1"])
+    verdict, why = job.decide()
+    assert verdict == "refuse" and "OPTIM.LR is 0.1 there and 0.0003 now" in why
+    assert "Set another OUT, or delete the folder." in why
+    assert why.endswith("Or give the old values: OPTIM.LR 0.1.")
+
+
+def test_a_run_without_an_identity_is_told_apart_by_its_options(settings):
+    (job,) = plan(FEW_SHOT, [METHODS["coop"]], ["dtd"], [1], [16], settings)
+    finish(settings.root, job.command(), identity=None)
+    assert job.decide()[0] == "skip"
+    finish(settings.root, [*job.command(), "OPTIM.LR", "0.1"], identity=None)
+    verdict, why = job.decide()
+    assert verdict == "refuse" and "OPTIM.LR is '0.1' there and None now" in why
+
+
+def test_a_recipe_that_was_edited_is_another_run(settings, repo):
+    (job,) = plan(FEW_SHOT, [METHODS["coop"]], ["dtd"], [1], [16], settings)
+    finish(settings.root, job.command())
+    recipe = repo / flag(job.command(), "--config-file")
+    recipe.write_text("OPTIM: {LR: 0.1}")
+    try:
+        verdict, why = job.decide()
+        assert verdict == "refuse" and "OPTIM.LR is 0.0003 there and 0.1 now" in why
+        recipe.write_text("OPTIM: {LLR: 0.1}")
+        assert job.decide()[0] == "refuse" and "LLR" in job.decide()[1]
+    finally:
+        recipe.write_text("{}")
+    assert job.decide()[0] == "skip"
+
+
+def test_an_interrupted_run_goes_on_only_as_what_it_is(settings):
+    (job,) = plan(FEW_SHOT, [METHODS["coop"]], ["dtd"], [1], [16], settings)
     finish(settings.root, job.command())
     folder = settings.root / job.folder
-    result = RunResult.read(folder)
-    result.opts = [*result.opts, "OPTIM.LR", "1"]
-    result.write(folder)
+    (folder / "results.json").unlink()
+    (folder / "prompt_learner").mkdir()
+    (folder / "prompt_learner/model.pth.tar-10").touch()
+    assert job.decide() == ("run", "")
+    (other,) = plan(FEW_SHOT, [METHODS["coop"]], ["dtd"], [1], [16],
+                    replace(settings, opts=("OPTIM.LR", "0.5")))  # fmt: skip
+    verdict, why = other.decide()
+    assert verdict == "refuse" and "OPTIM.LR is 0.0003 there and 0.5 now" in why
+    (folder / "identity.json").unlink()
     verdict, why = job.decide()
-    assert verdict == "refuse" and "OPTIM.LR is '1' there and None now" in why
+    assert verdict == "refuse" and "a run without identity.json" in why
+
+
+def test_a_store_or_a_training_that_was_replaced_makes_another_run(settings):
+    dump, train, test = plan(BASE2NEW, [METHODS["fdbpl"]], ["dtd"], [1], [16], settings)
+    manifest = settings.root / dump.folder / "manifest.json"
+    finish(settings.root, dump.command())
+    fields = dict.fromkeys(STORE_FIELDS, 0)
+    manifest.write_text(json.dumps({"spec_id": "a" * 64, "spec": fields}))
+    for job in (train, test):
+        finish(settings.root, job.command())
+        assert job.decide()[0] == "skip"
+    manifest.write_text(json.dumps({"spec_id": "b" * 64, "spec": {**fields, "dtype": "float32"}}))
+    verdict, why = train.decide()
+    assert verdict == "refuse" and "store: id is aaaaaaaaaaaaaaaa there" in why
+    assert "store: dtype is 0 there and float32 now" in why
+    assert test.decide()[0] == "skip"  # it tests what was trained
+    finish(settings.root, train.command())
+    verdict, why = test.decide()
+    assert verdict == "refuse" and "trained: store: dtype is 0 there" in why
 
 
 def test_what_cannot_be_planned_is_told(settings):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 import export
 import predict
 import train
-from reporting.predictions import read_predictions
+from reporting.paired import read_predictions
 from trained import open_run
 
 REPO = Path(__file__).resolve().parents[1]
@@ -47,8 +47,8 @@ def run(world: Path, trainer: str, out: str = "", *more: str, scope: str = "base
     ]
     if trainer.endswith("FDBPL"):  # no store: the prompts as they start
         model = train.main([*command, "--no-train", *options(scope)])
-        model.save_model(0, str(folder))
-        more = ("--eval-only", "--model-dir", str(folder), "--load-epoch", "1", *more)
+        model.save_model(0, str(folder / "start"))
+        more = ("--eval-only", "--model-dir", str(folder / "start"), "--load-epoch", "1", *more)
     train.main([*command, *more, *options(scope)])
     return folder
 
@@ -134,12 +134,73 @@ def test_errors_say_what_to_do(world, capsys, tmp_path):
     for words, message in (
         (["--model-dir", tmp_path, image], "config.yaml is absent; give the --output-dir of a run"),
         (["--model-dir", folder, tmp_path / "absent.jpg"], "there is no image or folder"),
-        (["--model-dir", folder, broken], "broken.png cannot be read as an image"),
+        (
+            ["--model-dir", folder, broken],
+            "broken.png cannot be read .in no format that Pillow knows",
+        ),
         (["--model-dir", folder, "--classnames", "a", "a", "--", image], "has a twice"),
         (["--model-dir", folder, "--load-epoch", 9, image], "holds epochs 2"),
     ):
         with pytest.raises(ValueError, match=message):
             say(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["nosuchfile.txt"], "nosuchfile.txt does not exist; give names, or one file"),
+        (["lists/names"], "lists/names does not exist"),
+        (["C:\\names"], "does not exist"),
+        (["red thing", "names.CSV"], "names.CSV does not exist"),
+        (["{real}", "red thing"], "real.txt is not alone; give names, or one file"),
+        (["{empty}"], "empty.txt: the file has no name in it"),
+        (["{one}"], "has one name, 'red thing': every image would be it"),
+        (["red thing"], "has one name, 'red thing'"),
+        (["{latin}"], "latin.txt, line 2: byte 5 of the file .0xe4. is not UTF-8"),
+    ],
+)
+def test_class_names_that_cannot_be_meant_are_refused(world, tmp_path, capsys, names, told):
+    for name, text in (("real", "a\nb\n"), ("empty", "\n"), ("one", "red thing"),
+                       ("latin", "a b\n\u00e4\n")):  # fmt: skip
+        (tmp_path / f"{name}.txt").write_text(text, encoding="latin-1")
+    files = {name: str(tmp_path / f"{name}.txt") for name in ("real", "empty", "one", "latin")}
+    words = [name.format(**files) for name in names]
+    with pytest.raises(ValueError, match=told):
+        say(capsys, "--model-dir", "nowhere", "--classnames", *words, "--", test_images(world)[0])
+
+
+def test_names_with_a_slash_beside_others_and_files_with_a_mark_are_names(world, tmp_path, capsys):
+    assert predict.read_names(["AC/DC", "rock"]) == ["AC/DC", "rock"]
+    (tmp_path / "names.txt").write_text("\ufeffred thing\nblue thing\n", encoding="utf-8")
+    assert predict.read_names([str(tmp_path / "names.txt")]) == ["red thing", "blue thing"]
+    assert predict.read_names([]) == []
+
+
+def test_hidden_images_of_folders_are_not_recognised(tmp_path):
+    for place in ("a.jpg", "b/c.JFIF", "._a.jpg", ".cache/d.jpg", "__MACOSX/._a.jpg", "e.txt"):
+        (tmp_path / "x" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / place).touch()
+    found = [file.relative_to(tmp_path).as_posix() for file in predict.find_images([str(tmp_path)])]
+    assert found == ["x/a.jpg", "x/b/c.JFIF"]
+
+
+def test_words_that_the_toy_clip_does_not_know_are_named(world, capsys):
+    folder, image = run(world, "CoOp"), test_images(world)[0]
+    words = ["--model-dir", folder, "--format", "json", "--classnames"]
+    capsys.readouterr()
+    predict.main([str(w) for w in (*words, "zyzzyva", "grommet", "red square", "--", image)])
+    said = capsys.readouterr()
+    told = "Warning: toy-student does not know the words zyzzyva, grommet."
+    assert f"{told} 2 of 3 classes consist of such words alone: to it they are all alike." in (
+        said.err
+    )
+    top = json.loads(said.out)["top"]
+    assert top["zyzzyva"] == pytest.approx(top["grommet"], rel=0.05)  # and so it is
+    predict.main([str(w) for w in (*words, "red square", "red wug", "--", image)])
+    said = capsys.readouterr().err
+    assert "does not know the words wug." in said and "alike" not in said
+    predict.main([str(w) for w in (*words, "red triangle", "striped square", "--", image)])
+    assert "does not know" not in capsys.readouterr().err
 
 
 # --- export

@@ -24,12 +24,13 @@ from scipy.io import savemat
 from test_datasets_family import load
 
 from datasets import download, imagenet, imagenet_files, prepare, sources, unpack
-from datasets.fewshot import SPLITS
-from datasets.sizes import SIZES, Sizes
+from datasets.sizes import PUBLISHED, SIZES, Published, Sizes
 from datasets.sources import IMAGENET_FILES, SOURCES
+from datasets.split import SPLITS, Entry, Split
 
 REPO = Path(__file__).resolve().parents[1]
 FEW = 20  # ImageNet's classes here
+REPRODUCIBLE = ["OxfordPets", "StanfordCars", "OxfordFlowers", "SUN397", "UCF101"]
 FETCHED = [name for name in WORLDS if name != "ImageNet"]
 
 
@@ -59,6 +60,7 @@ def offer(server, monkeypatch, tmp_path):
         classes = len({entry.label for entry in split.test})
         counts = [len(part) or None for part in split[:2]]
         monkeypatch.setitem(SIZES, name, Sizes(classes, *counts, test))
+        monkeypatch.setitem(PUBLISHED, name, Published(split.digest()))
         if cls.split_file:
             text = json.dumps(dict(zip(SPLITS, split, strict=True)))
             (folder / cls.split_file).write_text(text)
@@ -110,6 +112,8 @@ def packed(name: str, file: str, folder: Path) -> bytes | None:
         return zip_of(folder / "2750", "2750/")
     if file == "UCF-101-midframes.zip":
         return zip_of(folder / "UCF-101-midframes", "UCF-101-midframes/")
+    if file == "UCF101TrainTestSplits-RecognitionTask.zip":
+        return zip_of(folder / "ucfTrainTestlist", "ucfTrainTestlist/")
     if file == "ImageNet-Sketch.zip":
         return zip_of(folder / "images", "sketch/")
     if file == "Partitions.zip":
@@ -170,7 +174,7 @@ def test_command_line_of_the_documentation(tmp_path):
     done = subprocess.run(line, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     rows = done.stdout.splitlines()
-    headers = "data set classes found / expected train val test verdict next step"
+    headers = "data set classes found / expected train val test split verdict next step"
     assert " ".join(rows[0].split()) == headers
     assert len(rows) == 2 + len(WORLDS) and list(tmp_path.iterdir()) == []
     assert f"python -m datasets.prepare eurosat --root {tmp_path}" in done.stdout
@@ -246,27 +250,114 @@ def test_dead_links_lead_to_the_mirror_of_the_whole_folder(offer, server, tmp_pa
 
 
 def test_blocked_drive_takes_the_split_out_of_the_mirrors_archive(offer, server, tmp_path, capsys):
-    original = offer("OxfordPets")
-    server.files["/mirror/oxford_pets.zip"] = zip_of(original, "oxford_pets/")
+    original = offer("EuroSAT")
+    server.files["/mirror/eurosat.zip"] = zip_of(original, "eurosat/")
     server.drive = dict.fromkeys(server.drive, "")
-    assert run(tmp_path / "data", capsys, "oxford_pets")[0] == 0
-    assert all(server.asked("/mirror/oxford_pets.zip"))  # never the whole archive
-    split = "split_zhou_OxfordPets.json"
-    assert json.loads((tmp_path / "data/oxford_pets" / split).read_text()) == json.loads(
+    assert run(tmp_path / "data", capsys, "eurosat")[0] == 0
+    assert all(server.asked("/mirror/eurosat.zip"))  # never the whole archive
+    split = "split_zhou_EuroSAT.json"
+    assert json.loads((tmp_path / "data/eurosat" / split).read_text()) == json.loads(
         (original / split).read_text()
     )
 
 
-def test_without_any_split_file_the_annotations_are_fetched_and_said_so(
+@pytest.mark.parametrize("name", REPRODUCIBLE)
+def test_published_split_is_made_of_the_official_lists_without_drive(
+    offer, server, tmp_path, capsys, name
+):
+    split = offer(name) / DATASET_REGISTRY.get(name).split_file
+    for drive_id, path in server.drive.items():  # UCF101's images are there alone
+        server.drive[drive_id] = path if path.endswith("midframes.zip") else ""
+    stem, folder, _ = WORLDS[name]
+    code, out = run(tmp_path / "data", capsys, stem)
+    assert code == 0, out
+    assert not (tmp_path / "data" / folder / split.name).exists()
+    assert server.asked(f"/{name}/{split.name}") == []
+    told = (
+        f"split_fallback_{name}.json: published split, digest {PUBLISHED[name].digest}, made here"
+    )
+    assert f"{told} with seed 1." in out
+    found = load(tmp_path / "data", name, strict=True, seed=7)  # not the run's seed
+    assert (found.split_source, found.split_digest) == ("published", PUBLISHED[name].digest)
+    assert told in capsys.readouterr().out
+    assert run(tmp_path / "data", capsys, stem, "--verify")[0] == 0
+
+
+def test_other_splits_made_here_are_said_not_to_be_the_published_one(
     offer, server, tmp_path, capsys
 ):
-    offer("StanfordCars")
+    offer("EuroSAT")
     server.drive = dict.fromkeys(server.drive, "")
-    code, out = run(tmp_path / "data", capsys, "stanford_cars")
-    assert code == 1 and "split not the published one" in " ".join(out.split())
-    assert "https://drive.google.com/uc?id=1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT" in out
-    assert "Get the folders cars_train and cars_test" not in out  # they are there
-    assert load(tmp_path / "data", "StanfordCars", strict=True).num_classes == 3
+    server.files.pop("/EuroSAT/split_zhou_EuroSAT.json")
+    PUBLISHED["EuroSAT"] = Published("0123456789abcdef")
+    code, out = run(tmp_path / "data", capsys, "eurosat")
+    out = " ".join(out.split())
+    assert code == 1 and "fallback, not the published one split not the published one" in out
+    assert "https://drive.google.com/uc?id=1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o" in out
+    assert ", not 0123456789abcdef), so that results compare with no published number" in out
+
+
+def test_verify_notices_a_private_split_and_says_what_to_do(offer, tmp_path, capsys):
+    """Earlier versions made the split with the first run's seed and kept it for all later ones."""
+    original = offer("StanfordCars")
+    (original / "split_zhou_StanfordCars.json").unlink()
+    private = DATASET_REGISTRY.get("StanfordCars").make_split(original, random.Random(2))
+    kept = original / "split_fallback_StanfordCars.json"
+    kept.write_text(json.dumps(dict(zip(SPLITS, private, strict=True))))
+    code, out = run(original.parent, capsys, "stanford_cars", "--verify")
+    assert code == 1 and "split not the published one" in out
+    told = (
+        f"The split in {kept}, made with another seed or of other lists, is not the published one "
+        f"(digest {private.digest()}, not {PUBLISHED['StanfordCars'].digest}), so that results "
+        "compare with no published number. Next: delete it; the next run makes the published one."
+    )
+    assert told in out
+    found = load(original.parent, "StanfordCars", strict=True)
+    assert f"Warning: {told}" in capsys.readouterr().out
+    assert found.split_source == "fallback, not the published one"
+    assert found.split_digest == private.digest()
+    kept.unlink()
+    assert load(original.parent, "StanfordCars", strict=True).split_source == "published"
+    assert run(original.parent, capsys, "stanford_cars", "--verify")[0] == 0
+
+
+def test_verify_notices_a_split_file_that_is_not_the_published_one(offer, tmp_path, capsys):
+    original = offer("EuroSAT")
+    path = original / "split_zhou_EuroSAT.json"
+    code, out = run(original.parent, capsys, "eurosat", "--verify")
+    assert (
+        code == 0 and f"{path.name}: published split, digest {PUBLISHED['EuroSAT'].digest}" in out
+    )
+    split = json.loads(path.read_text())
+    path.write_text(json.dumps({**split, "train": split["train"][::-1]}))  # counts are as before
+    code, out = run(original.parent, capsys, "eurosat", "--verify")
+    assert code == 1 and f"The split in {path} is not the published one" in out
+    assert f"delete it, then python -m datasets.prepare eurosat --root {original.parent}" in out
+    assert load(original.parent, "EuroSAT").split_source == "split file, not the published one"
+
+
+def test_digests_are_those_of_the_published_files():
+    """And of SUN397 that of train and val; test images are in the order of the official list."""
+    assert {name: known.digest for name, known in PUBLISHED.items()} == {
+        "OxfordPets": "fbb12e86a2462a06",
+        "OxfordFlowers": "a93b5800cd8892ae",
+        "StanfordCars": "dcea0404a53aa645",
+        "UCF101": "86e0d907236fc556",
+        "Caltech101": "17c403faec919d37",
+        "DescribableTextures": "460b9ea269753f33",
+        "EuroSAT": "3c417b259c8aff68",
+        "SUN397": "8292292b12f929ee",
+    }
+    assert [name for name, known in PUBLISHED.items() if known.parts != SPLITS] == ["SUN397"]
+    assert PUBLISHED["SUN397"].parts == ("train", "val")
+    one = [Entry("a/b.jpg", 0, "b")]
+    known = PUBLISHED["SUN397"]
+    assert (
+        known.of(Split(one, one, one))
+        == known.of(Split(one, one, []))
+        == (Split(one, one, []).digest())
+    )
+    assert known.of(Split(one, [], one)) != known.of(Split(one, one, one))
 
 
 @pytest.mark.parametrize(
@@ -337,6 +428,7 @@ def test_verify_names_what_is_missing_and_decode_what_is_broken(offer, tmp_path,
 def test_verify_writes_nothing(offer, tmp_path, capsys):
     original = offer("DescribableTextures")
     (original / "split_zhou_DescribableTextures.json").unlink()
+    PUBLISHED["DescribableTextures"] = Published("0123456789abcdef")
     before = sorted(original.iterdir())
     code, out = run(original.parent, capsys, "dtd", "--verify")
     assert code == 1 and "split not the published one" in " ".join(out.split())

@@ -16,6 +16,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from yacs.config import CfgNode
 
 import trainers  # noqa: F401  (importing registers them)
+from configs.cli import merge_yaml
 from configs.defaults import extend_cfg
 from datasets import toy
 
@@ -56,16 +57,16 @@ def parsed(path: Path) -> CfgNode:
         return CfgNode.load_cfg(file)
 
 
+ALIASES = [name for name, path in FILES.items() if "\n_BASE_: ../" in path.read_text()]
 DATASETS = [parsed(path) for path in sorted((REPO / "configs" / "datasets").glob("*.yaml"))]
-RECIPES = {name: parsed(path) for name, path in FILES.items()}
 
 
 def merged(name: str, dataset: CfgNode | None = None) -> CfgNode:
     """As configs.cli merges them: defaults, then the data set, then the recipe."""
     cfg = DEFAULTS.clone()
-    for node in (dataset, RECIPES[name]):
-        if node is not None:
-            cfg.merge_from_other_cfg(node)
+    if dataset is not None:
+        cfg.merge_from_other_cfg(dataset)
+    merge_yaml(cfg, FILES[name])
     return cfg
 
 
@@ -90,28 +91,45 @@ def test_merges_with_every_data_set(name):
         assert cfg.MODEL.BACKBONE.NAME and cfg.DATASET.NAME == dataset.DATASET.NAME
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ALIASES])
 def test_opens_with_purpose_command_time_and_source(name):
     trainer, stem = name.split("/")
     text = FILES[name].read_text()
     head = text[: text.index("\n\n")].splitlines()
     assert all(line.startswith("# ") for line in head)
     assert not re.match(r"# (Run|Takes|Source):", head[0]) and len(head[0]) > 20, "purpose first"
-    for word in ("Run", "Takes", "Source"):
+    for word in ("Run", "Source"):
         assert sum(line.startswith(f"# {word}: ") for line in head) == 1, word
+    assert "not measured." not in text  # what was not timed says nothing of time
     assert "#" not in re.sub(r"(?m)^ .*  # .*$|^# .*$", "", text), "a comment in an odd place"
     # The command is the one that uses this file.
     command = " ".join(line.removeprefix("#").rstrip("\\") for line in head)
-    command = command[command.index("Run: ") : command.index("Takes: ")].split()[1:]
+    command = re.split("Takes: |Source: ", command[command.index("Run: ") :])[0].split()[1:]
     if stem != "toy":
         assert command.pop(0) == f"CFG={stem}"
     method = METHODS.get(trainer, trainer.lower())
     if command[0] == "python":
         assert command[1] == "run_protocol.py" and command[3:5] == ["--trainers", trainer]
-    elif command[1] == "scripts/base2new.sh":
-        assert command[2] == method
+    elif command[1] in ("scripts/base2new.sh", "scripts/run.sh"):
+        assert command[0] == "bash" and command[2] == method
     else:
         assert command[0] == "bash" and re.fullmatch(rf"scripts/{method}/\w+\.sh", command[1])
+    for script in re.findall(r"scripts/[\w/-]+\.sh", text):
+        assert (REPO / script).exists(), script
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_says_of_what_in_two_lines(name):
+    trainer, stem = name.split("/")
+    other = {"CoOp_FDBPL": "FDBPL", "ZeroshotCLIP2": "ZeroshotCLIP"}[trainer]
+    about, base = FILES[name].read_text().splitlines()
+    assert about.startswith("# ") and base == f"_BASE_: ../{other}/{stem}.yaml"
+    assert merged(name) == merged(f"{other}/{stem}")
+
+
+def test_recipes_with_equal_content_are_one_file_and_an_alias():
+    found = [parsed(FILES[name]) for name in FILES if name not in ALIASES]
+    assert all(node not in found[:place] for place, node in enumerate(found))
 
 
 def test_every_trainer_has_a_toy_recipe_and_every_folder_is_a_trainer():
@@ -274,7 +292,8 @@ def test_teacher_and_regions(name):
     keys = cfg.TRAINER.KDPL if "KDPL" in name else cfg.TRAINER.FDBPL
     assert (keys.TEACHER, keys.TEACHER_PREC) == ("ViT-H-14-quickgelu", "fp32")
     if "KDPL" in name:
-        assert (keys.CLASS_AGNOSTIC, keys.K_MAX) == (False, 1000)
+        distill = cfg.TRAINER.DISTILL
+        assert (distill.CLASS_AGNOSTIC, distill.K_MAX) == (False, 1000)
         return
     assert (keys.NUM_REGIONS, keys.REGIONS_PER_STEP, keys.STORE_KIND) == (50, 1, "logits")
     assert (tuple(keys.REGION_SCALE), keys.REGION_FLIP) == ((0.08, 0.936), 0.5)
@@ -300,7 +319,7 @@ def test_a_fast_recipe_differs_from_the_faithful_one_in_its_schedule_alone(name)
 def test_fdbpl_and_its_long_name_have_the_same_recipes():
     for name in FILES:
         if name.startswith("FDBPL/"):
-            assert RECIPES[name] == RECIPES[f"CoOp_{name}"], name
+            assert merged(name) == merged(f"CoOp_{name}"), name
 
 
 def test_knobs_of_our_own_are_off_in_every_recipe():

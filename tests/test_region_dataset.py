@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from torchvision.transforms import functional as TF
 
 import regions.dataset
 from regions.boxes import cut
-from regions.dataset import RegionDataset, RegionSampler, collate_regions, to_input
+from regions.dataset import RegionDataset, to_input
+from regions.loader import RegionSampler, collate_regions
 from regions.store import RegionStore, RegionStoreError
 
 FIELDS = ("img", "teacher_logits", "label", "index")
@@ -113,6 +115,40 @@ def test_regions_of_a_step_differ_and_follow_torchs_generator(root, items, store
     assert not torch.equal(first["teacher_logits"], second["teacher_logits"])
     torch.set_rng_state(state)
     assert torch.equal(dataset[0]["img"], first["img"])
+
+
+def test_every_order_of_regions_is_drawn_alike_often(root, items, store):
+    """60 orders of 3 out of 5; sorted ones would be 10."""
+    dataset = make_dataset(root, items, store, regions_per_step=3)
+    generator = torch.Generator().manual_seed(0)
+    alone = [tuple(dataset.draw_regions(generator).tolist()) for _ in range(6000)]
+    torch.manual_seed(0)
+    sampled = [tuple(regions.tolist()) for _ in range(858) for _, regions in RegionSampler(dataset)]
+    for drawn in (alone, sampled[:6000]):
+        counts = Counter(drawn)
+        assert len(counts) == 60
+        assert all(60 < count < 140 for count in counts.values())
+
+
+@pytest.mark.parametrize("some", [False, True], ids=["all", "two"])
+def test_regions_come_in_the_order_asked_for(root, items, store, some):
+    classes = ("dog", "ant") if some else world.CLASSES
+    dataset = make_dataset(root, items, store, classes)
+    keys = [(4, torch.tensor([3, 0, 2])), (1, torch.tensor([4, 1, 0]))]
+    batch, rows = dataset.read_batch(keys)
+    logits = batch["teacher_logits"].unflatten(0, (2, 3))
+    for place, (image, chosen) in enumerate(keys):
+        sample = dataset[image, chosen]
+        for slot, region in enumerate(chosen.tolist()):
+            alone = dataset[image, torch.tensor([region])]
+            assert torch.equal(sample["img"][slot], alone["img"][0])
+            assert torch.equal(sample["teacher_logits"][slot], alone["teacher_logits"][0])
+            assert torch.equal(logits[place, slot], alone["teacher_logits"][0])
+            plain = store.read(image, [region])
+            assert (rows.boxes[place, slot] == plain.boxes[0]).all()
+            assert rows.flips[place, slot] == plain.flips[0]
+            columns = [3, 0] if some else [0, 1, 2, 3]
+            assert (logits[place, slot].numpy() == plain.logits[0, columns]).all()
 
 
 def test_batches_lay_the_regions_of_an_image_side_by_side(root, items, store):

@@ -17,16 +17,22 @@ import torch
 from safetensors import safe_open
 
 import dump_teacher_logits
-import regions.writer
+import regions.store.writer
 import train
 from datasets import toy
 from models.prompted_clip import HandwrittenCLIP
-from regions.images import ImageTable, RegionImage
-from regions.kinds import KINDS, decode, encode
-from regions.layout import shard_tensors
 from regions.store import RegionStore, RegionStoreError, RunNeeds
-from regions.text import kept_variants, read_text, text_path, with_text_of_run, write_text
-from regions.writer import StoreWriter
+from regions.store.images import ImageTable, RegionImage
+from regions.store.kinds import KINDS, decode, encode
+from regions.store.layout import shard_tensors
+from regions.store.teacher_text import (
+    kept_variants,
+    read_text,
+    text_path,
+    with_text_of_run,
+    write_text,
+)
+from regions.store.writer import StoreWriter
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = Path(__file__).resolve().parents[1]
@@ -138,7 +144,7 @@ def test_every_kind_refuses_values_out_of_range_where_they_are_read(tmp_path, ki
     spec = world.golden_spec(**world.GOLDEN_KINDS[name])
     field = {"logits": "logits", "topk": "values", "features": "features"}[kind]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regions.writer, "check_shard", lambda *_: None)
+        patch.setattr(regions.store.writer, "check_shard", lambda *_: None)
         with StoreWriter(tmp_path / "store", spec) as writer:
             tensors = world.golden_shard(spec)
             tensors[field] = tensors[field].astype(np.float32)
@@ -247,11 +253,11 @@ def test_the_shapes_on_disk_are_the_documented_ones(name):
 
 
 def test_images_are_found_by_path_even_when_hashes_collide(monkeypatch):
-    import regions.images
+    import regions.store.images
 
     images = [RegionImage(f"a/{i}.jpg", i % 3, 10 + i, 20) for i in range(50)]
     monkeypatch.setattr(
-        regions.images, "_hashes", lambda paths: np.array([len(p) for p in paths], "<u8")
+        regions.store.images, "_hashes", lambda paths: np.array([len(p) for p in paths], "<u8")
     )
     table = ImageTable.of(images)
     wanted = [image.path for image in images[::-1]] + ["a/50.jpg", "a/1.jpeg", "b"]
@@ -274,10 +280,10 @@ def test_a_path_that_leaves_the_root_is_refused(path, monkeypatch):
     with pytest.raises(ValueError, match="is not a path below the data root"):
         ImageTable.of([RegionImage(path, 0, 1, 1)])
     if path:
-        import regions.images
+        import regions.store.images
 
         with monkeypatch.context() as patch:  # someone else wrote the list
-            patch.setattr(regions.images, "_is_inside", lambda _: True)
+            patch.setattr(regions.store.images, "_is_inside", lambda _: True)
             table = ImageTable.of([RegionImage(path, 0, 1, 1)])
         with pytest.raises(RegionStoreError, match="an image of the store has the path"):
             table[0]

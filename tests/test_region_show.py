@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -16,13 +15,12 @@ import region_world as world
 import torch
 from PIL import Image
 
-from regions import show_png
 from regions.__main__ import main
 from regions.boxes import cut
-from regions.show import EXTREMES, evenly, look, show
-from regions.show_colours import STOPS, Ramp
 from regions.store import RegionStore, RegionStoreError
-from regions.summary import confidence, probabilities
+from regions.tools.show import EXTREMES, evenly, look, show
+from regions.tools.show_colours import STOPS, Ramp
+from regions.tools.survey import weights_of
 
 NAMES = (  # what a page must bear
     "ant",
@@ -56,14 +54,14 @@ def test_regions_come_in_falling_order_with_the_teachers_words(shown):
     for image in view.images:
         index = store.image_index(image.path)
         logits = every(store, index)
-        order = np.argsort(-confidence(logits), kind="stable")
+        order = np.argsort(-weights_of(logits), kind="stable")
         assert image.label == NAMES[store.spec.images[index].label]
         assert len(image.regions) == image.num_stored == store.spec.num_regions
         rows = store.read(index, order)
         whole = Image.open(root / image.path).convert("RGB")
         p = torch.from_numpy(logits).double().softmax(-1).numpy()
         for place, region in enumerate(image.regions):
-            assert region.weight == pytest.approx(confidence(logits)[order[place]], abs=1e-6)
+            assert region.weight == pytest.approx(weights_of(logits)[order[place]], abs=1e-6)
             assert region.box == tuple(rows.boxes[place].tolist())
             expected = cut(whole, rows.boxes[place], rows.flips[place], store.spec.image_size)
             assert region.pixels.tobytes() == expected.tobytes()
@@ -82,7 +80,7 @@ def test_the_ends_of_a_class_are_its_extremes(shown):
     for extremes in view.extremes:
         label = NAMES.index(extremes.name)
         own = [i for i, image in enumerate(store.spec.images) if image.label == label]
-        weights = np.concatenate([confidence(every(store, index)) for index in own])
+        weights = np.concatenate([weights_of(every(store, index)) for index in own])
         assert extremes.most[0].weight == pytest.approx(weights.max(), abs=1e-6)
         assert extremes.least[0].weight == pytest.approx(weights.min(), abs=1e-6)
         for ends, sign in ((extremes.most, -1), (extremes.least, 1)):
@@ -100,7 +98,7 @@ def test_histograms_count_every_region_of_a_data_set_and_of_a_class(shown):
     means = [group.weights.mean() for group in view.classes]
     assert means == sorted(means)
     for group in (whole, *view.classes):
-        assert show_png.shares_of(group).sum() == pytest.approx(1)
+        assert group.shares.sum() == pytest.approx(1)
     right = [
         (every(store, i).argmax(-1) == image.label).mean()
         for i, image in enumerate(store.spec.images)
@@ -122,7 +120,9 @@ def test_every_kind_is_shown(tmp_path, kind):
     for image in view.images:
         logits = every(view.store, view.store.image_index(image.path))
         found = sorted(region.guesses[0].probability for region in image.regions)
-        np.testing.assert_allclose(found, np.sort(probabilities(logits).max(-1)), atol=1e-6)
+        np.testing.assert_allclose(
+            found, np.sort(torch.from_numpy(logits).softmax(-1).amax(-1).numpy()), atol=1e-6
+        )
 
 
 def test_images_are_chosen_by_stored_path_or_by_file(shown):
@@ -172,39 +172,6 @@ def test_the_ramp_spans_the_weights_and_says_so():
     for value in (0.0, 0.5, 1.0):  # all alike
         flat = Ramp.over(np.full(9, value))
         assert 0 <= flat.low < flat.high <= 1
-
-
-def test_lines_are_no_wider_than_their_place():
-    face = show_png.font(13)
-    for name in NAMES:
-        lines = show_png.wrap(name, face, 120)
-        assert max(map(face.getlength, lines)) <= 120
-        assert "".join(lines).replace(" ", "") == name.replace(" ", "")
-        (line,) = show_png.wrap(name, face, 60, most=1)
-        assert face.getlength(line) <= 60 and (line == name or line.endswith("…"))
-
-
-def test_a_box_is_drawn_in_its_colour_where_it_lies(shown):
-    root, store, _ = shown
-    (image,) = look(store, root, 1, (), seed=0).images
-    ramp = Ramp(0.0, 1.0)
-    picture = show_png.boxes(image, ramp)
-    region = image.regions[0]  # on top
-    height, width = (round(side * show_png.PHOTO / max(image.pixels.size))
-                     for side in image.pixels.size[::-1])  # fmt: skip
-    top, left, box_height, box_width = show_png.box_to_pixels(region.box, height, width)
-    middle = (left + box_width // 2, top + 2)
-    red, green, blue = picture.getpixel(middle)
-    assert f"#{red:02x}{green:02x}{blue:02x}" == ramp.colour(region.weight)
-
-
-def test_pictures_lie_beside_the_page(shown):
-    _, _, page = shown
-    pictures = sorted(file.name for file in page.parent.iterdir() if file.suffix == ".png")
-    assert len(pictures) == 2 * 2 + 2 + 1 and "weights.png" in pictures
-    assert any(name.startswith("image_01_") and name.endswith("_boxes.png") for name in pictures)
-    assert all(Image.open(page.parent / name).width > 300 for name in pictures)
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in pictures)
 
 
 def test_the_same_seed_gives_the_same_page(shown, tmp_path):

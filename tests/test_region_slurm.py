@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,16 @@ def dump_slurm(root: Path, *flags: str, jobs: int) -> subprocess.CompletedProces
 
 
 def test_two_jobs_write_one_store(tmp_path):
-    world.draw_images(tmp_path)
+    for item in world.draw_images(tmp_path):
+        image = Path(item.impath)
+        for split in ("train", "test"):
+            folder = tmp_path / "own" / split / image.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, folder)
     teacher = tmp_path / "tiny.pt"
     torch.manual_seed(0)
     torch.save(CLIP(16, 12, 1, 64, 6, 77, 49408, 64, 1, 1).state_dict(), teacher)
-    flags = ["--source", str(tmp_path / "images"), "--shard-images", "1"]
+    flags = ["--shard-images", "1", "DATASET.NAME", "ImageFolder", "DATASET.FOLDER", "own"]
     keys = ["DATASET.TEMPLATE", "a {}.", "TRAINER.FDBPL.NUM_REGIONS", "5"]
     done = dump_slurm(tmp_path, *flags, *keys, "TRAINER.FDBPL.TEACHER", str(teacher), jobs=2)
     assert done.returncode == 0, done.stderr

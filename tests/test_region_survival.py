@@ -1,10 +1,11 @@
-"""What a store survives: a handful of what `python -m regions.stress` and `regions.fuzz` do."""
+"""What a store survives: a little of `python -m tests.stress_store` and `tests.fuzz_store`."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -13,17 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stress_store as stress
+from fuzz_store import Fuzz, bounds
 
-import regions.shared
-from regions import stress
-from regions.claims import Claims
-from regions.dump import dump_record_path
-from regions.files import RegionStoreError
-from regions.fuzz import Fuzz, bounds
-from regions.layout import CLAIMS, MANIFEST
-from regions.shared import SharedWriter
 from regions.store import RegionStore
-from regions.writer import StoreWriter
+from regions.store.layout import MANIFEST
+from regions.store.record import dump_record_path
+from regions.store.tensors import RegionStoreError
+from regions.store.writer import LOCK, StoreWriter
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -61,92 +59,100 @@ def test_a_trial_that_finds_a_broken_promise_says_so(world, tmp_path):
         world.require_whole(tmp_path / "s")
 
 
-# --- shared ---------------------------------------------------------------------------------
+# --- several processes ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2, 3, 30])
 def test_the_bytes_do_not_depend_on_the_number_of_processes(world, tmp_path, number):
-    """And all of them work: nobody makes all shards while others wait."""
+    """And all of them work: the record of the time has a session of each that had a shard."""
     store = tmp_path / "store"
 
-    def take_part() -> None:
-        world.dump(store, pause=0.01, shared=True)
+    def take_part(rank: int) -> None:
+        world.dump(store, pause=0.01, rank=rank, world=number)
 
-    with stress.running(*[take_part] * number) as processes:
+    with stress.running(*(partial(take_part, rank) for rank in range(number))) as processes:
         for process in processes:
             process.wait()
     world.require_whole(store)
     record = json.loads(dump_record_path(store).read_text())
-    assert record["regions"] == 96 and len(record["sessions"]) == number
+    assert record["regions"] == 96 and len(record["sessions"]) == min(number, 12)
     assert sorted(os.listdir(tmp_path)) == ["store", "store.dump.json"]
 
 
-def test_of_three_processes_one_is_killed_and_the_others_finish_or_the_next_start(world, tmp_path):
-    assert stress.shared_kills(world, tmp_path, 4, random.Random(2)).startswith("4 shared dumps")
-
-
-def test_a_process_that_finds_nothing_left_to_claim_goes(world, tmp_path):
-    """It does not wait for the slow one, which finishes the dump itself."""
+def test_one_process_after_the_other_is_enough(world, tmp_path):
+    """RANK=0 WORLD_SIZE=2 and then RANK=1: nobody waits, the last one finishes."""
     store = tmp_path / "store"
+    assert world.dump(store, rank=0, world=2) is None
+    assert sorted(path.name for path in store.glob("shard_*"))[1] == "shard_00002.safetensors"
+    assert world.dump(store, rank=1, world=2).spec == world.spec
+    world.require_whole(store)
 
-    def slow() -> None:
-        world.dump(store, pause=1.0, shared=True)
 
-    def quick() -> None:
-        assert world.dump(store, shared=True) is None
+def test_shards_of_machines_without_a_common_folder_are_copied_together(world, tmp_path):
+    for rank in (0, 1):
+        world.dump(tmp_path / str(rank), rank=rank, world=2)
+    for shard in (tmp_path / "1").glob("shard_*"):
+        shutil.copy(shard, tmp_path / "0")
+    world.dump(tmp_path / "0")  # the same line, alone: nothing is left but the manifest
+    world.require_whole(tmp_path / "0")
 
-    with stress.running(slow) as (last,):
-        while not (store / CLAIMS / "0.claim").exists():
-            assert not last.has_ended()
+
+def test_of_several_processes_one_is_killed_and_the_next_start_finishes(world, tmp_path):
+    assert stress.rank_kills(world, tmp_path, 4, random.Random(2)).startswith("4 dumps")
+
+
+def test_what_a_dead_rank_left_is_swept_away_but_not_what_a_living_one_writes(world, tmp_path):
+    store = tmp_path / "store"
+    living = StoreWriter(store, world.spec, stress.SHARD_IMAGES, rank=3, world=5)
+    living.close()
+    half = [store / f"shard_00000.safetensors.{rank}.partial" for rank in (3, 4)]
+
+    def live() -> None:
+        with StoreWriter(store, world.spec, rank=3, world=5):
+            for path in half:
+                path.touch()
+            time.sleep(60)
+
+    with stress.running(live) as (child,):
+        while not half[1].exists():
+            assert not child.has_ended()
             time.sleep(0.002)
-        with stress.running(quick) as (first,):
-            first.wait()
-        assert not last.has_ended() and not (store / MANIFEST).exists()
-        assert len(list(store.glob("shard_*"))) == 11
-        last.wait()
+        world.dump(store)
+        assert half[0].exists() and not half[1].exists()
+    world.dump(store)
     world.require_whole(store)
+    assert not list(store.glob(f"{LOCK}*"))
 
 
-@pytest.mark.parametrize("clock", [0, 4e9])
-def test_the_shard_of_a_dead_machine_is_made_by_another(world, tmp_path, monkeypatch, clock):
-    """Whatever the other machine's clock said; and a late shard of it changes nothing."""
-    monkeypatch.setattr(regions.shared, "Claims", partial(Claims, beat=0.05, stale=0.3))
+def test_a_damaged_shard_of_another_rank_is_not_called_whole(world, tmp_path):
     store = tmp_path / "store"
-    (store / CLAIMS).mkdir(parents=True)
-    for index in (3, 7):
-        claim = store / CLAIMS / f"{index}.claim"
-        claim.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 1, "token": "t"}))
-        os.utime(claim, (clock, clock))
-    world.dump(store, shared=True)
+    world.dump(store, rank=0, world=2)
+    (store / "shard_00001.safetensors").write_bytes(b"damaged")
+    for index in range(3, 12, 2):
+        (store / f"shard_{index:05d}.safetensors").write_bytes(
+            world.bytes[f"shard_{index:05d}.safetensors"]
+        )
+    assert world.dump(store, rank=0, world=2) is None
+    world.dump(store, rank=1, world=2)
     world.require_whole(store)
-
-
-def test_a_shared_dump_keeps_its_lock_while_others_start(world, tmp_path):
-    """A change of locks that fails loses the lock: it has to be taken again."""
-    store = tmp_path / "store"
-    with SharedWriter(store, world.spec, stress.SHARD_IMAGES):
-        second = SharedWriter(store, world.spec)  # not alone, so its change of locks fails
-        assert not second.is_finished
-    with second, pytest.raises(RegionStoreError, match="another dump is writing to"):
-        StoreWriter(store, world.spec)
-    StoreWriter(store, world.spec).close()
 
 
 TORCHRUN = """
-import os, signal, sys, time
+import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [{repo!r}]
+sys.path[:0] = [{repo!r}, {repo!r} + "/tests"]
 import torch.distributed
-from regions import stress
+import stress_store as stress
 torch.distributed.init_process_group("gloo")
-world, store = stress.World(Path({folder!r}) / os.environ["RANK"]), Path({folder!r}) / "store"
-if os.environ["RANK"] == "1":
-    import regions.writer
+rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+world, store = stress.World(Path({folder!r}) / str(rank)), Path({folder!r}) / "store"
+if rank == 1:
+    import regions.store.writer
     def write(self, index, tensors):
         Path({folder!r} + "/killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    regions.writer.StoreWriter.write = write
-world.dump(store, pause=0.1, shared=True)
+    regions.store.writer.StoreWriter.write = write
+world.dump(store, pause=0.1, rank=rank, world=ranks)
 """
 
 
@@ -159,7 +165,7 @@ def test_torchrun_with_a_killed_rank_continues_at_the_next_start(world, tmp_path
     assert done.returncode != 0 and (tmp_path / "killed").exists(), done.stderr
     world.require(tmp_path / "store")
     assert not (tmp_path / "store" / MANIFEST).exists()
-    world.dump(tmp_path / "store", shared=True)
+    world.dump(tmp_path / "store")
     world.require_whole(tmp_path / "store")
 
 

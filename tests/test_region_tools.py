@@ -1,9 +1,7 @@
-"""Tools for stores: every damage is named, a merge loses nothing, a conversion makes nothing up."""
+"""Tools for stores: every damage is named, and the numbers are right."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +13,12 @@ import torch
 
 from losses import region_weight
 from regions.__main__ import main
-from regions.dump import dump_record_path, dump_seconds
-from regions.layout import IMAGES
 from regions.store import RegionStore, RegionStoreError
-from regions.summary import confidence, probabilities, survey
-from regions.tools import convert, verify
-from regions.tools_merge import merge
-from regions.tools_text import diff
-from regions.writer import StoreWriter
+from regions.store.layout import IMAGES
+from regions.store.record import dump_seconds
+from regions.store.writer import StoreWriter
+from regions.tools.survey import survey
+from regions.tools.verify import verify
 
 REPO = Path(__file__).resolve().parents[1]
 WIDTH = 6  # of the image features
@@ -74,23 +70,18 @@ def flip_bit(path: Path, place: int = -1) -> None:
 # --- what the logits say --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 37, 1000])
-def test_confidence_is_the_weight_that_training_uses(num_classes):
-    rng = np.random.default_rng(0)
-    logits_RC = rng.normal(0, [[0.0], [1.0], [30.0], [3000.0]], (4, num_classes)).astype(np.float32)
-    expected_R = region_weight(torch.from_numpy(logits_RC)).numpy()
-    np.testing.assert_allclose(confidence(logits_RC), expected_R, atol=1e-6)
-
-
-def test_a_survey_counts_what_the_teacher_gets_right(tmp_path):
+def test_a_survey_counts_what_the_teacher_gets_right_and_weighs_as_training_does(tmp_path):
     store = make(tmp_path, "store")
     found = survey(store)
-    p_NMC = torch.from_numpy(every(store)).softmax(-1)
+    logits_NMC = torch.from_numpy(every(store))
     labels_N = torch.tensor([image.label for image in store.spec.images])
-    right_NM = p_NMC.argmax(-1) == labels_N[:, None]
-    assert found.region_accuracy == pytest.approx(100 * float(right_NM.float().mean()))
-    image_right_N = p_NMC.mean(1).argmax(-1) == labels_N
-    assert found.image_accuracy == pytest.approx(100 * float(image_right_N.float().mean()))
+    right_NM = logits_NMC.argmax(-1) == labels_N[:, None]
+    assert (
+        found.images_N.tolist() == list(range(7)) and found.labels_N.tolist() == labels_N.tolist()
+    )
+    assert found.teacher_accuracy == pytest.approx(100 * float(right_NM.float().mean()))
+    assert found.teacher_accuracy == pytest.approx(store.teacher_accuracy())
+    np.testing.assert_array_equal(found.weights_NM, region_weight(logits_NMC).numpy())
     part = survey(store, max_images=3)
     assert part.images_N.tolist() == [0, 1, 2] and (part.weights_NM == found.weights_NM[:3]).all()
 
@@ -160,17 +151,17 @@ def test_info_says_what_a_store_holds(tmp_path, capsys, kind, kept):
     store = make(tmp_path, "store", kind)
     code, output, _ = call(capsys, "info", store.path)
     assert code == 0
-    seconds, accuracy = dump_seconds(store.path), survey(store).region_accuracy
+    seconds, accuracy = dump_seconds(store.path), store.teacher_accuracy()
     for line in (
-        "Teacher         toy-teacher, fp32",
-        "Weights         d1",
-        "Classes         4: ant, bee, cat, ...",
-        "Images          7, 1 to 2 of each class, e.g. images/ant/0.png",
-        "Regions         5 per image, 35 in all, 12 x 12 pixels",
-        "Serves          runs of --seed 1",
-        f"Kept            {kept}",
-        f"Teacher top-1   {accuracy:.1f} % of the regions",
-        f"Dump took       {seconds:.1f} s",
+        "Teacher          toy-teacher, fp32",
+        "Weights          d1",
+        "Classes          4: ant, bee, cat, ...",
+        "Images           7, 1 to 2 of each class, e.g. images/ant/0.png",
+        "Regions          5 per image, 35 in all, 12 x 12 pixels",
+        "Serves           runs of --seed 1",
+        f"Kept             {kept}",
+        f"Teacher accuracy {accuracy:.1f} % of the regions",
+        f"Dump took        {seconds:.1f} s",
     ):
         assert line in output, line
 
@@ -182,9 +173,6 @@ def test_info_of_a_dump_on_its_way(tmp_path, capsys):
     assert code == 0 and "not finished: 1 of 3 shards" in output
 
 
-# --- merge ----------------------------------------------------------------------------------
-
-
 def part_of(store: RegionStore, path: Path, shards: list[int]) -> Path:
     """An unfinished dump of the same spec with some of the shards."""
     with StoreWriter(path, store.spec, store.shard_images) as writer:
@@ -193,223 +181,6 @@ def part_of(store: RegionStore, path: Path, shards: list[int]) -> Path:
         if writer.needs_text:
             writer.write_text(store.stored_text)
     return path
-
-
-@pytest.mark.parametrize("kind", ["logits", "topk", "features"])
-def test_shards_of_two_machines_become_the_store_of_one(tmp_path, kind):
-    whole = make(tmp_path, "whole", kind)
-    one, two = part_of(whole, tmp_path / "1", [0, 2]), part_of(whole, tmp_path / "2", [1, 2])
-    flip_bit(one / "shard_00002.safetensors")  # the other has it whole
-    merge([one, two], tmp_path / "out")
-    assert world.folder_bytes(tmp_path / "out") == world.folder_bytes(whole.path)
-    merge([one, two], tmp_path / "out")  # again: nothing to do
-    assert world.folder_bytes(tmp_path / "out") == world.folder_bytes(whole.path)
-
-
-def test_a_shard_that_no_machine_has_is_named_and_can_follow(tmp_path, capsys):
-    whole = make(tmp_path, "whole")
-    one, two = part_of(whole, tmp_path / "1", [0]), part_of(whole, tmp_path / "2", [0])
-    out = tmp_path / "out"
-    code, _, error = call(capsys, "merge", one, two, "--out", out)
-    assert code == 1
-    assert f"no store has shard 1, 2 of 3 whole. What there is lies in {out}" in error
-    with pytest.raises(RegionStoreError, match="not finished"):
-        RegionStore.open(out)
-    merge([one, part_of(whole, tmp_path / "3", [1, 2])], out)
-    assert world.folder_bytes(out) == world.folder_bytes(whole.path)
-
-
-@pytest.mark.parametrize("kind", ["logits", "features"])
-def test_stores_of_different_images_become_one(tmp_path, capsys, kind):
-    make(tmp_path, "a", kind, slice(0, 4))
-    make(tmp_path, "b", kind, slice(2, 7), image_seeds=(1, 2))
-    whole, out = make(tmp_path, "whole", kind, image_seeds=(1, 2)), tmp_path / "out"
-    stores = [tmp_path / name for name in "ab"]
-    code, output, _ = call(capsys, "merge", *stores, "--out", out)
-    assert (
-        code == 0
-        and "2 images were in several stores" in output
-        and "differ by at most 0." in output
-    )
-    merged = RegionStore.open(out)
-    assert merged.spec == whole.spec  # all images, in order, and the seeds of both
-    np.testing.assert_array_equal(every(merged), every(whole))
-    took = [dump_seconds(store) for store in stores]
-    assert dump_seconds(out) == pytest.approx(sum(took), abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"template": "a {}."}, "differ in template: a photo of a {}. and a {}.. Only stores"),
-        ({"seed": 2}, "differ in seed: 1 and 2. Only stores"),
-        ({"kind": "topk"}, "differ in kind: logits and topk. Convert one of them first"),
-        (
-            {"classnames": ("ant", "wasp", "cat", "dog")},
-            "differ in classnames: 4 classes, number 2 being 'bee' and 4 classes, number 2 being "
-            "'wasp'. Dump both",
-        ),
-        (
-            {"classnames": (*world.CLASSES, "elk")},
-            "differ in classnames: 4 classes and 5 classes. Dump both",
-        ),
-    ],
-)
-def test_stores_that_do_not_fit_are_refused(tmp_path, capsys, changes, message):
-    one = make(tmp_path, "a", items=slice(0, 4))
-    two = tmp_path / "b"
-    spec = world.make_spec(tmp_path, world.draw_images(tmp_path)[4:],
-                           **{"top_k": 2 * ("kind" in changes), **changes})  # fmt: skip
-    StoreWriter(two, spec).close()
-    code, _, error = call(capsys, "merge", one.path, two, "--out", tmp_path / "out")
-    assert code == 1 and message in error and str(one.path) in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_image_with_other_boxes_is_refused(tmp_path):
-    one, two = make(tmp_path, "a", items=slice(0, 4)), make(tmp_path, "b", items=slice(3, 7))
-    with StoreWriter(tmp_path / "c", two.spec, two.shard_images) as writer:
-        for shard in writer.missing:
-            moved = np.zeros_like(two.arrays(shard)["boxes"])
-            writer.write(shard, {**two.arrays(shard), "boxes": moved})
-        writer.finish()
-    with pytest.raises(RegionStoreError, match="3.png has boxes .* but .* Dump one of them again"):
-        merge([one.path, tmp_path / "c"], tmp_path / "out")
-
-
-def test_a_store_is_not_written_into_itself(tmp_path):
-    one, two = make(tmp_path, "a", items=slice(0, 4)), make(tmp_path, "b", items=slice(4, 7))
-    before = world.folder_bytes(one.path)
-    with pytest.raises(RegionStoreError, match="is a store to read from"):
-        merge([one.path, two.path], one.path)
-    with pytest.raises(RegionStoreError, match="is a store to read from"):
-        convert(one.path, one.path, "topk")
-    assert world.folder_bytes(one.path) == before
-
-
-# --- convert --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("top_k", [2, 4])
-def test_logits_become_the_topk_that_a_dump_gives(tmp_path, top_k):
-    store, straight = make(tmp_path, "a"), make(tmp_path, "b", "topk", top_k=top_k)
-    convert(store.path, tmp_path / "out", "topk", top_k=top_k)
-    assert world.folder_bytes(tmp_path / "out") == world.folder_bytes(straight.path)
-    assert dump_seconds(tmp_path / "out") == dump_seconds(store.path)
-    record = json.loads(dump_record_path(tmp_path / "out").read_text())
-    assert record["spec_id"] == straight.spec.id
-
-
-def test_topk_of_all_classes_becomes_logits_again(tmp_path):
-    store = make(tmp_path, "a")
-    convert(store.path, tmp_path / "all", "topk", top_k=4)
-    convert(tmp_path / "all", tmp_path / "back", "logits")
-    assert world.folder_bytes(tmp_path / "back") == world.folder_bytes(store.path)
-    convert(tmp_path / "all", tmp_path / "fewer", "topk", top_k=2)
-    convert(store.path, tmp_path / "two", "topk", top_k=2)
-    assert world.folder_bytes(tmp_path / "fewer") == world.folder_bytes(tmp_path / "two")
-
-
-@pytest.mark.parametrize("kind, top_k", [("logits", 0), ("topk", 4)])
-def test_features_become_what_their_teacher_says(tmp_path, kind, top_k):
-    store = make(tmp_path, "a", "features")
-    expected = probabilities(every(make(tmp_path, "b", dtype="float32")))
-    found = probabilities(every(convert(store.path, tmp_path / "out", kind, top_k=top_k)))
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-    np.testing.assert_allclose(found, probabilities(every(store)), atol=3e-4)
-
-
-@pytest.mark.parametrize("kind", ["logits", "features"])
-def test_float32_can_be_rounded_to_float16(tmp_path, kind):
-    store, straight = make(tmp_path, "a", kind, dtype="float32"), make(tmp_path, "b", kind)
-    convert(store.path, tmp_path / "out", kind, dtype="float16")
-    assert world.folder_bytes(tmp_path / "out") == world.folder_bytes(straight.path)
-
-
-@pytest.mark.parametrize(
-    "kind, options, message",
-    [
-        ("logits", ["--to", "features"], "features cannot be found again from logits"),
-        ("logits", ["--to", "logits"], "holds logits in float16 already: nothing to convert."),
-        ("logits", ["--to", "logits", "--dtype", "float32"], "float16 rounded away"),
-        ("logits", ["--to", "topk", "--top-k", "5"], "TOP_K is 5 for a store of topk"),
-        ("topk", ["--to", "logits"], "2 likeliest of 4 classes: the other logits were not kept"),
-        ("topk", ["--to", "topk", "--top-k", "3"], "the other logits were not kept"),
-        ("features", ["--to", "features", "--dtype", "float32"], "float16 rounded away"),
-    ],
-)
-def test_what_cannot_be_known_is_refused(tmp_path, capsys, kind, options, message):
-    store = make(tmp_path, "store", kind)
-    code, _, error = call(capsys, "convert", store.path, *options, "--out", tmp_path / "out")
-    assert code == 1 and message in error and error.startswith("error: ") and error.count("\n") == 1
-    if "already" not in message and "TOP_K" not in message:
-        assert f"STORE_KIND {options[1]}" in error  # the way out
-    assert not (tmp_path / "out").exists()
-
-
-# --- diff -----------------------------------------------------------------------------------
-
-
-def test_equal_stores_do_not_differ(tmp_path, capsys):
-    store = make(tmp_path, "a")
-    shutil.copytree(store.path, tmp_path / "b")
-    code, output, _ = call(capsys, "diff", store.path, tmp_path / "b")
-    assert (code, output) == (0, "no difference\n")
-
-
-def test_differing_fields_are_told_one_by_one(tmp_path):
-    items = world.draw_images(tmp_path)
-    changes = {"seed": 2, "image_seeds": (1, 2), "template": "a {}."}
-    changes["classnames"] = ("ant", "wasp", "cat", "dog", "elk")
-    StoreWriter(tmp_path / "a", world.make_spec(tmp_path, items[:5])).close()
-    StoreWriter(tmp_path / "b", world.make_spec(tmp_path, items[3:], **changes)).close()
-    assert diff(tmp_path / "a", tmp_path / "b") == [
-        "template: a photo of a {}. | a {}.",
-        "classes: 4 | 5",
-        "classes: 1 on the left only, bee",
-        "classes: 2 on the right only, wasp, elk",
-        "images: 5 | 4",
-        "images: 3 on the left only, images/ant/0.png, images/bee/1.png, images/cat/2.png",
-        "images: 2 on the right only, images/bee/5.png, images/cat/6.png",
-        "seed: 1 | 2",
-        "image_seeds: 1 | 1, 2",
-        f"values: not compared, the dump in {tmp_path / 'a'} is not finished",
-    ]
-
-
-def test_differing_labels_and_orders_are_told(tmp_path):
-    items = world.draw_images(tmp_path)
-    other = [world.Item(items[0].impath, 3), *items[1:]]
-    for name, chosen, changes in (
-        ("a", items, {}),
-        ("b", other, {}),
-        ("c", items[::-1], {"classnames": world.CLASSES[::-1]}),
-    ):
-        StoreWriter(tmp_path / name, world.make_spec(tmp_path, chosen, **changes)).close()
-    unfinished = f"values: not compared, the dump in {tmp_path / 'a'} is not finished"
-    assert diff(tmp_path / "a", tmp_path / "b") == [
-        "images: 1 with another label, height or width, e.g. images/ant/0.png: "
-        "0, 20, 41 | 3, 20, 41",
-        unfinished,
-    ]
-    assert diff(tmp_path / "a", tmp_path / "c") == [
-        "classes: in another order, first at 1: ant | dog",
-        "images: in another order, first at 1: images/ant/0.png | images/cat/6.png",
-        unfinished,
-    ]
-
-
-def test_differing_values_of_equal_specs_are_measured(tmp_path, capsys):
-    store = make(tmp_path, "a", dtype="float32")
-    with StoreWriter(tmp_path / "b", store.spec, store.shard_images) as writer:
-        for shard in writer.missing:
-            arrays = dict(store.arrays(shard))
-            arrays["lse"] = arrays["lse"] + np.float32(0.25)  # all logits rise: p stays
-            writer.write(shard, arrays)
-        writer.finish()
-    code, line, _ = call(capsys, "diff", store.path, tmp_path / "b")
-    assert code == 1 and line.startswith("values: logits differ by at most 0.25, p by ")
-    assert float(line.split("p by ")[1].split()[0]) < 1e-6 and line.endswith(" on 7 images\n")
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -424,7 +195,7 @@ def test_the_command_tells_an_error_in_one_line(tmp_path):
 
 
 def test_wrong_usage_is_told_apart_from_errors(capsys):
-    for words in ([], ["verify"], ["convert", "store", "--to", "pickle", "--out", "x"]):
+    for words in ([], ["verify"], ["convert", "store"]):
         with pytest.raises(SystemExit) as stopped:
             main(words)
         assert stopped.value.code == 2

@@ -6,17 +6,27 @@ import csv
 import io
 import json
 import math
+import os
+import re
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import fields, replace
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import answer, fake_result, write_run
+from fake_runs import answer, fake_identity, fake_result, write_run
 
 from reporting import compare as tables_of
-from reporting.base2new import compare
+from reporting.paired import (
+    read_predictions,
+    standard_error,
+    write_predictions,
+)
 from reporting.paths import (
     FEW_SHOT_TRAIN,
     SCOPE_OF_PHASE,
@@ -33,13 +43,7 @@ from reporting.plots import (
     base_new_h,
     draw_all,
     few_shot_curves,
-    region_grid,
     transfer_bars,
-)
-from reporting.predictions import (
-    read_predictions,
-    standard_error,
-    write_predictions,
 )
 from reporting.published import read_published
 from reporting.results import (
@@ -48,9 +52,15 @@ from reporting.results import (
     find_results,
     git_commit,
     library_versions,
+    now,
     peak_rss_bytes,
 )
 from reporting.tables import Score, Spread, Table, aggregate, harmonic_mean, render
+
+
+def compare(root, **choices) -> Table:
+    return tables_of.compare("base2new", root, **choices)
+
 
 # --- where a run lives
 
@@ -124,6 +134,89 @@ def test_fields_of_later_versions_are_passed_over(tmp_path):
     assert RunResult.read(path) == fake_result()
 
 
+def fits(annotation: str, value: object) -> bool:
+    """Whether a JSON value is of an annotated type; an int serves as a float, a bool as neither."""
+    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None),
+             "list": list, "dict": dict}  # fmt: skip
+    names = re.sub(r"\[.*\]", "", annotation).split(" | ")
+    if isinstance(value, bool):
+        return "bool" in names
+    return any(isinstance(value, kinds[name]) for name in names)
+
+
+FIELDS = {spec.name: spec.type for spec in fields(RunResult)}
+LATER = ("together", "identity")  # results of older versions have none
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_is_of_its_type_or_refused(tmp_path, field):
+    path = fake_result().write(tmp_path)
+    values = json.loads(path.read_text())
+    for value in (None, "x", 1.5, 1, True, [1], {"a": 1}):
+        path.write_text(json.dumps({**values, field: value}))
+        if not fits(FIELDS[field], value):
+            with pytest.raises(ResultError, match=f"results.json: {field} is .*repeat the run"):
+                RunResult.read(path)
+        elif field not in ("scope", "split", "seconds", "peak_memory_bytes"):
+            assert getattr(RunResult.read(path), field) == value
+    del values[field]
+    path.write_text(json.dumps(values))
+    if field in LATER:
+        assert getattr(RunResult.read(path), field) in (None, [])
+        return
+    with pytest.raises(ResultError, match=f"{field} is (absent|None)"):
+        RunResult.read(path)
+
+
+@pytest.mark.parametrize("field", ["accuracy", "macro_f1", "error_rate"])
+def test_percentages_go_from_0_to_100(tmp_path, field):
+    for value in (0.0, 0, 100.0):
+        fake_result(**{field: value}).write(tmp_path)
+    for value in (-0.001, 100.001, math.inf, math.nan):
+        with pytest.raises(ResultError, match=f"{field} is .*, not a percentage"):
+            fake_result(**{field: value}).write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, key",
+    [("seconds", key) for key in ("setup", "train", "test", "dump")]
+    + [("peak_memory_bytes", key) for key in ("rss", "device")],
+)
+def test_times_and_memory_are_0_or_more_or_unknown(tmp_path, field, key):
+    known = getattr(fake_result(), field)
+    for value in (None, 0, 0.0, 10**12):
+        fake_result(**{field: {**known, key: value}}).write(tmp_path)
+    for value in (-1, -0.1, math.inf, math.nan, True, "1"):
+        with pytest.raises(ResultError, match=f"{field}.{key} is .*at least 0, or null"):
+            fake_result(**{field: {**known, key: value}}).write(tmp_path)
+
+
+def test_a_result_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    folder = tmp_path / "a" / "b"
+    path = fake_result(accuracy=1.0).write(folder)
+    assert path == folder / "results.json" and RunResult.read(folder) == RunResult.read(path)
+    assert '\n "seed": 1,\n' in path.read_text()  # a field a line, for eyes and diffs
+    with pytest.raises(ValueError):  # no JSON for it, wherever it stands
+        fake_result(sweep=[{"alpha": 0.0, "accuracy": math.nan}]).write(folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        fake_result(accuracy=2.0).write(folder)
+    assert RunResult.read(folder).accuracy == 1.0
+    fake_result(accuracy=3.0).write(folder)
+    assert RunResult.read(folder).accuracy == 3.0
+    with pytest.raises(ResultError, match="c/results.json|c cannot be read .*; run it first"):
+        RunResult.read(tmp_path / "c")
+
+
+def test_results_are_found_in_order_of_path(tmp_path):
+    names = ["m/2", "b", "m/10", "z", "a/x/y", "c"]
+    for name in names:
+        fake_result().write(tmp_path / name)
+    found, unreadable = find_results(tmp_path)
+    assert [str(run.path.relative_to(tmp_path)) for run in found] == sorted(names)
+    assert unreadable == []
+
+
 def test_discovery_lists_readable_and_unreadable(tmp_path):
     folder = write_run(tmp_path, "base", 90.0, 1)
     (tmp_path / "broken").mkdir()
@@ -154,14 +247,34 @@ def test_commit_says_dirty_and_does_not_take_a_surrounding_repository_for_its_ow
     assert git_commit(tmp_path) == clean + "-dirty"
 
 
+def test_the_commit_is_that_of_the_code_unless_another_repository_is_named():
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    head = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    assert not head or git_commit().removesuffix("-dirty") == head
+
+
 def test_versions_and_memory_are_plain_values():
-    assert library_versions()["python"].startswith("3.")
-    assert peak_rss_bytes() is None or peak_rss_bytes() > 2**20
+    versions = library_versions()
+    assert versions["python"].startswith("3.")
+    for name in ("torch", "pillow", "open_clip_torch"):  # first, middle and last, past absent ones
+        assert versions[name] == metadata.version(name)
+    peak = peak_rss_bytes()
+    assert peak is None or peak > 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())
+        assert peak == pytest.approx(1024 * int(kilobytes), rel=0.1)
+
+
+def test_now_is_this_moment_in_utc_to_the_millisecond():
+    text = now()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", text)
+    assert abs(datetime.fromisoformat(text).timestamp() - time.time()) < 60
 
 
 def test_reporting_does_not_load_torch():
     code = (
-        "import sys, reporting.compare, reporting.logs, reporting.plots, reporting.schedule;"
+        "import sys, reporting.compare, reporting.logs, reporting.plots, protocols.schedule;"
         "import run_protocol;"
         "print([m for m in ('torch', 'matplotlib', 'dassl', 'models') if m in sys.modules])"
     )
@@ -174,9 +287,11 @@ def test_reporting_does_not_load_torch():
 
 def scores(trainer: str, base: list[float], new: list[float], **more) -> list[Score]:
     settings = dict(dataset="dtd", config="c", backbone="b", shots=16) | more
+    times = {key: settings.pop(key) for key in ("train_seconds", "dump_seconds") if key in settings}
     return [
-        Score(trainer=trainer, seed=seed, base=b, new=n, **settings)
-        for seed, (b, n) in enumerate(zip(base, new, strict=True), start=1)
+        Score(trainer=trainer, seed=seed, column=column, value=value, **settings, **own)
+        for column, values, own in (("base", base, times), ("new", new, {}))
+        for seed, value in enumerate(values, start=1)
     ]
 
 
@@ -246,6 +361,19 @@ def test_average_over_seeds_is_taken_seed_by_seed():
     assert average.new == Spread(35.0, 5.0)
 
 
+def test_average_of_data_sets_with_other_seeds_is_the_mean_of_their_means():
+    """Seeds 1, 2 of one and 2, 3 of the other: no seed by seed, hence no std."""
+    other = [
+        replace(score, dataset="pets", seed=score.seed + 1)
+        for score in scores("CoOp", [50.0, 90.0], [10.0, 30.0])
+    ]
+    *_, average = aggregate(scores("CoOp", [60.0, 80.0], [40.0, 60.0]) + other)
+    assert average.is_average and average.base_seeds == average.new_seeds == (2,)
+    assert (average.base.mean, average.base.std) == (70.0, None)  # of 70 and 70; of seed 2: 65
+    assert (average.new.mean, average.new.std) == (35.0, None)  # of 50 and 20; of seed 2: 35
+    assert average.h.mean == pytest.approx(2 * 70 * 35 / 105) and average.h.std is None
+
+
 def test_configs_backbones_and_shots_are_not_merged():
     rows = aggregate(
         scores("CoOp", [60.0], [40.0])
@@ -265,10 +393,13 @@ def test_average_over_different_configs_names_them_all():
 
 
 def test_missing_half_leaves_a_gap_and_missing_seed_takes_the_std_of_h():
-    (row,) = aggregate([Score("dtd", "CoOp", "c", "b", 16, 1, base=60.0)])
+    (row,) = aggregate([Score("dtd", "CoOp", "c", "b", 16, "base", 1, 60.0)])
     assert row.base.mean == 60.0 and row.new is None and row.h is None
     (row,) = aggregate(
-        [*scores("CoOp", [60.0, 80.0], [30.0, 20.0]), Score("dtd", "CoOp", "c", "b", 16, 3, 70.0)]
+        [
+            *scores("CoOp", [60.0, 80.0], [30.0, 20.0]),
+            Score("dtd", "CoOp", "c", "b", 16, "base", 3, 70.0),
+        ]
     )
     assert row.base_seeds == (1, 2, 3) and row.new_seeds == (1, 2)
     assert row.h.mean == pytest.approx(harmonic_mean(70.0, 25.0)) and row.h.std is None
@@ -357,15 +488,96 @@ def test_result_in_the_wrong_folder_is_left_out(tree):
     assert "its seed is 3, not 4; left out" in table.notes[0]
 
 
-def test_seeds_of_different_making_are_told(tree):
-    options = ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "1"]
-    write_run(tree, "base", 70.0, 3, opts=options, epochs=7)
+def with_option(scope: str, *pair: str) -> list[str]:
+    return ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", scope, *pair]
+
+
+def test_runs_with_other_options_are_a_row_of_their_own_named_by_them(tree):
+    """Seeds 1 and 2 as in the tree; 3 and 4 with another learning rate."""
+    for seed in (3, 4):
+        for scope, accuracy in (("base", 90.0), ("new", 80.0)):
+            write_run(tree, scope, accuracy, seed, opts=with_option(scope, "OPTIM.LR", "0.5"))
+    table = compare(tree, trainers=["CoOp"])
+    plain, other = table.rows
+    assert (plain.knobs, plain.base_seeds, plain.base.mean) == ((), (1, 2), 70.0)
+    assert (other.knobs, other.new_seeds, other.new.mean) == (("OPTIM.LR 0.5",), (3, 4), 80.0)
+    assert table.notes == [] and "OPTIM.LR 0.5" in render(table, "text")
+
+
+def test_seeds_without_identity_are_told_apart_by_their_options_and_from_those_with_one(tree):
+    for seed, more in ((3, ()), (4, ("OPTIM.LR", "0.5"))):
+        for scope in ("base", "new"):
+            write_run(tree, scope, 90.0, seed, opts=with_option(scope, *more), identity=None)
+    table = compare(tree, trainers=["CoOp"])
+    assert [(row.knobs, row.base_seeds) for row in table.rows] == [
+        ((), (1, 2)), (("identity unknown",), (3,)), (("identity unknown", "OPTIM.LR 0.5"), (4,)),
+    ]  # fmt: skip
+    assert "4 runs have no identity: their options alone tell what they are" in table.notes
+
+
+def test_base_and_new_of_a_row_are_of_one_training(tree):
+    """Another epoch of the same training, and a base part that was trained again since."""
+    write_run(tree, "base", 70.0, 3)
+    write_run(tree, "new", 70.0, 3, load_epoch=20)
+    early, whole = compare(tree, trainers=["CoOp"]).rows
+    assert (whole.knobs, whole.base_seeds, whole.new_seeds) == (("epoch 50",), (1, 2, 3), (1, 2))
+    assert (early.knobs, early.new_seeds, early.h) == (("epoch 20",), (3,), None)
+
+    write_run(tree, "new", 70.0, 3)
+    result = RunResult.read(write_run(tree, "base", 70.0, 3))
+    result.identity["train images"] = "another draw"
+    folder = tree / "base2new/train_base/oxford_pets/shots_16/CoOp/vit_b32_ctxv1/seed3"
+    result.write(folder)
+    table = compare(tree, trainers=["CoOp"])
+    assert table.rows[0].base_seeds == (1, 2, 3) and table.rows[0].new_seeds == (1, 2)
+    assert "its prompts are not those of" in table.notes[0]
+    assert "train images is another draw there and absent now" in table.notes[0]
+
+
+def test_other_test_images_are_another_row(tree):
+    write_run(tree, "base", 70.0, 3)
     write_run(tree, "new", 70.0, 3, num_images=5, finished="2024")
+    table = compare(tree, trainers=["CoOp"])
+    assert {row.new_seeds for row in table.rows} == {(), (1, 2), (3,)}
+    assert ("test images 5 images",) in {row.knobs for row in table.rows}
+    assert "runs were tested on different new sets" in "\n".join(table.notes)
+
+
+def test_an_average_over_data_sets_is_of_one_recipe(tree):
+    for stem, pair in (("dtd", ()), ("eurosat", ("OPTIM.LR", "0.5"))):
+        for scope in ("base", "new"):
+            options = with_option(scope, *pair)
+            write_run(tree, scope, 40.0, 1, stem=stem, dataset=stem, opts=options)
+    rows = compare(tree, trainers=["CoOp"]).rows
+    (average,) = [row for row in rows if row.is_average]
+    assert average.num_datasets == 2 and average.knobs == ()
+    assert {row.knobs for row in rows if row.dataset == "eurosat"} == {("OPTIM.LR 0.5",)}
+
+
+def test_a_table_is_of_one_output_folder_and_names_the_others(tree):
+    for root in ("demo", "mine"):
+        for scope in ("base", "new"):
+            write_run(tree / root, scope, 99.0, 1)
+    table = compare(tree, trainers=["CoOp"])
+    assert table.rows[0].base.mean == 70.0 and table.rows[0].base_seeds == (1, 2)
+    assert [f"{tree / root} holds runs of its own" in note for root, note in
+            zip(("demo", "mine"), table.notes, strict=True)] == [True, True]  # fmt: skip
+    assert f"python parse_test_res.py {tree / 'mine'} --compare" in table.notes[1]
+    (alone,) = compare(tree / "mine").rows
+    assert alone.base.mean == 99.0 and compare(tree / "mine").notes == []
+    shutil.rmtree(tree / "base2new")  # nothing but folders below: the last one, and it says so
+    write_run(tree / "mine", "new", 98.0, 1, finished="2026-01-01T00:00:00.000+00:00")
+    table = compare(tree)
+    assert table.rows[0].new.mean == 98.0 and table.notes[0].endswith(f"runs of {tree / 'mine'}")
+
+
+def test_an_evaluation_older_than_its_training_is_told(tree):
+    write_run(tree, "new", 20.0, 2, finished="2024")
     notes = "\n".join(compare(tree, trainers=["CoOp"]).notes)
-    assert "options differ among its runs: DATASET.NUM_SHOTS 16 | DATASET.NUM_SHOTS 16, " in notes
-    assert "base is of epoch 7, new of 50" in notes
-    assert "new was tested before base was trained" in notes
-    assert "different new sets" in notes
+    assert "seed2: new was tested before base was trained" in notes
+    write_run(tree, "base", 80.0, 2, identity=None, epochs=7)
+    write_run(tree, "new", 20.0, 2, identity=None)
+    assert "base is of epoch 7, new of 50" in "\n".join(compare(tree, trainers=["CoOp"]).notes)
 
 
 def test_knobs_and_transductive_rows_stand_apart_and_say_so(tree):
@@ -407,6 +619,10 @@ def put(root: Path, phase: str, dataset: str, accuracy: float, seed: int = 1, **
     result = fake_result(scope=SCOPE_OF_PHASE[phase], dataset=dataset, accuracy=accuracy,
                          seed=seed, eval_only=phase == XD_TEST, **values)  # fmt: skip
     where = (dataset, result.shots, result.trainer, result.config, seed, root)
+    source = run_dir(XD_TRAIN, "imagenet", *where[1:])
+    trained = phase == XD_TEST and (source / "results.json").exists()
+    result.load_epoch = result.epochs if trained else None
+    result.identity = fake_identity(result, RunResult.read(source).identity if trained else None)
     folder = run_dir(phase, *where)
     result.write(folder)
     return folder
@@ -798,23 +1014,6 @@ def test_bars_are_drawn_with_gaps_where_a_half_or_a_time_is_missing(tree):
     assert width > height > 300
     with pytest.raises(ValueError, match="no rows"):
         base_new_h([], tree / "none.png")
-
-
-def test_regions_are_drawn_in_order_of_weight(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
-    titles, captions = [], []
-    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
-    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text, **_: captions.append(text))
-    regions = np.zeros((3, 8, 8, 3), dtype=np.uint8)
-    words = dict(teacher_classes=["a_b", "c", "d"], teacher_probabilities=[0.5, 0.75, 0.25])
-    path = tmp_path / "regions.png"
-    region_grid(regions, [0.5, 0.9, 0.1], **words, path=path, classes=["x", "c", "d"], columns=2)
-    assert titles == ["w 0.90", "w 0.50", "w 0.10"]
-    assert captions == ["c\n0.75 ✓", "a b\n0.50 ✗", "d\n0.25 ✓"]
-    png_size(path)
-    with pytest.raises(ValueError, match="one entry per region"):
-        region_grid(regions, [0.5], **words, path=path)
 
 
 def test_pictures_of_every_protocol_as_png_and_pdf(tree, few_shot):

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 import run_protocol
+from protocols.plan import Settings, plan
+from protocols.schedule import Cluster, Local, Outcome, _why, execute
+from protocols.seeds import join_seeds
 from reporting.methods import BASE2NEW, METHODS
-from reporting.plan import Settings, plan
 from reporting.results import RunResult
-from reporting.schedule import Cluster, Local, Outcome, _why, execute
-from reporting.together import join_seeds
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -49,10 +49,10 @@ def repo(tmp_path, monkeypatch):
     for name in ("train.py", "dump_teacher_logits.py"):
         (tmp_path / name).write_text(WORKER)
     (tmp_path / "configs/datasets").mkdir(parents=True)
-    (tmp_path / "configs/datasets/toy_shapes.yaml").touch()
+    (tmp_path / "configs/datasets/toy_shapes.yaml").write_text("{}")
     for trainer in ("CoOp", "FDBPL", "MaPLe_FDBPL", "ZeroshotCLIP"):
         (tmp_path / f"configs/trainers/{trainer}").mkdir(parents=True)
-        (tmp_path / f"configs/trainers/{trainer}/toy.yaml").touch()
+        (tmp_path / f"configs/trainers/{trainer}/toy.yaml").write_text("{}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -206,7 +206,7 @@ sys.exit(run_script(lambda: here.run(Path("."), here.jobs_of(Path("."), "coop"))
 
 
 def test_time_left_follows_the_jobs_that_are_done(repo):
-    from reporting.schedule import _Clock
+    from protocols.schedule import _Clock
 
     (train, test, *_), clock = jobs_of(repo, "coop", seeds=(1, 2)), _Clock()
     assert clock.left([train], []) == ""
@@ -366,7 +366,7 @@ def test_a_seed_that_must_not_be_overwritten_refuses_all(repo):
     run(repo, join_seeds(jobs_of(repo, "coop", seeds=(1,))))
     joined = join_seeds(jobs_of(repo, "coop", seeds=(1, 2), opts=("OPTIM.LR", "1.0")))
     verdict, why = joined[0].decide()
-    assert verdict == "refuse" and "seed1 holds a finished run of another kind" in why
+    assert verdict == "refuse" and "seed1 holds another run: OPTIM.LR is 0.0003 there" in why
 
 
 # --- every protocol on the toy world
@@ -458,6 +458,37 @@ def test_protocol_runs_on_the_toy_data_by_its_command(world, protocol, capsys):
         if trainer != "CoOp" and not untrained:
             assert sorted(map(str.lower, row["differences"])) == sorted(wanted)
             assert all(found["error"] is not None for found in row["differences"].values())
+
+
+@pytest.mark.parametrize("extra", [[], ["--together"]])
+def test_an_interrupted_run_is_not_continued_as_another(world, capsys, extra):
+    """The checkpoint of epoch 1 is there, results.json is not."""
+    from toy_runs import stopped_in
+
+    out = world / f"cut{len(extra)}"
+    command = toy_command(world, "base2new")
+    command[2 : command.index("--datasets")] = ["CoOp"]
+    command = [word.replace(str(world / "output"), str(out)) for word in command]
+    command[1:1] = extra
+    command += [
+        "TRAIN.CHECKPOINT_FREQ",
+        "1",
+        "OPTIM.MAX_EPOCH",
+        "3",
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        "8",
+    ]
+    with stopped_in("CoOp", epoch=1):
+        run_protocol.run(run_protocol.parse_args(command))
+    folder = out / "base2new/train_base/toy_shapes/shots_2/CoOp/toy/seed1"
+    assert (folder / "identity.json").exists() and not (folder / "results.json").exists()
+    assert run_protocol.main([*command, "OPTIM.LR", "0.5"]) == 1
+    assert "OPTIM.LR is 0.01 there and 0.5 now. Set another OUT" in capsys.readouterr().err
+    assert not (folder / "results.json").exists()
+    assert run_protocol.main(command) == 0
+    assert RunResult.read(folder).seconds["train"] is None  # it went on
+    assert run_protocol.main([*command, "OPTIM.LR", "0.5"]) == 1
+    assert "OPTIM.LR is 0.01 there and 0.5 now" in capsys.readouterr().err
 
 
 def test_seeds_together_reach_what_they_reach_alone(world, capsys):

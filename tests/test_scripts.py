@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 from fake_runs import finish, flag
 
+from protocols.__main__ import main
+from protocols.plan import STEPS
 from reporting.methods import METHODS
 from reporting.paths import TEST_NEW, TRAIN_BASE, XD_TEST, XD_TRAIN, run_dir
-from reporting.plan import STEPS
 from reporting.results import RunResult
 
 REPO = Path(__file__).resolve().parents[1]
 SHOWN = {"zsclip": "vit_b16", "coop": "vit_b16_ctxv1", "fdbpl": "vit_b32_ctxv1"}  # and recipes
 
-# Passes -m reporting and the parser on to the real Python; records anything else, one run a line.
+# Passes -m protocols and the parser on to the real Python; records anything else, one run a line.
 STUB = """#!/usr/bin/env bash
 case $1 in -m | parse_test_res.py) exec {python} "$@" ;; esac
 printf '%q ' "$@" >>{record}
@@ -35,7 +36,7 @@ class Copy:
     def __init__(self, tmp_path: Path):
         self.root = tmp_path / "the repo"
         self.record = tmp_path / "record"
-        for name in ("scripts", "reporting"):
+        for name in ("scripts", "protocols", "reporting"):
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPO / name, self.root / name, ignore=ignore)
         for name in ("parse_test_res.py", "run_protocol.py", "entry.py", "wording.py"):
@@ -49,7 +50,9 @@ class Copy:
         for file in files:
             path = self.root / "configs" / f"{file}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_text("{}")
+        for path in (REPO / "configs").glob("*.py"):
+            shutil.copy(path, self.root / "configs")
         self.stub = tmp_path / "python stub"
         paths = dict(python=shlex.quote(sys.executable), record=shlex.quote(str(self.record)))
         self.stub.write_text(STUB.format(**paths))
@@ -80,22 +83,37 @@ def copy(tmp_path):
 # --- the scripts that are checked in
 
 
+# The folders of the official repositories; of few-shot, those that have a script for it. And ours.
+FAMILY = ("zsclip", "coop", "cocoop", "vpt", "independent-vlp", "language-prompting", "maple",
+          "promptsrc", "promptkd", "coop_kdpl", "cocoop_kdpl", "vpt_kdpl", "maple_kdpl",
+          "promptsrc_kdpl")  # fmt: skip
+FEW_SHOT = ("coop", "promptsrc", "fdbpl")
+
+
 def wanted_scripts(folder: str) -> dict[str, str]:
-    """Script -> step of scripts/run.sh, as the table of methods has it."""
-    method = METHODS[folder]
-    steps = {f"{step}.sh": step for step in STEPS}
-    steps["dump.sh"] = steps.pop("base2new_dump.sh")
-    if not method.needs_dump:
-        del steps["dump.sh"], steps["xd_dump.sh"]
-    if method.transductive:
-        del steps["xd_train.sh"]  # it learns from each target
-    if method.few_shot.default is None:
-        del steps["few_shot.sh"]
+    """Script -> step of scripts/run.sh."""
+    steps = {f"{step}.sh": step for step in steps_of(folder)}
+    if "base2new_dump" in steps_of(folder):
+        steps["dump.sh"] = steps.pop("base2new_dump.sh")
+    if folder not in FEW_SHOT:
+        steps.pop("few_shot.sh", None)
     return steps
 
 
-@pytest.mark.parametrize("folder", METHODS)
-def test_every_method_has_the_scripts_of_its_protocols_and_no_other(folder):
+def steps_of(folder: str) -> list[str]:
+    """Steps that a method has, as the table of methods says."""
+    method, steps = METHODS[folder], dict(STEPS)
+    if not method.needs_dump:
+        del steps["base2new_dump"], steps["xd_dump"]
+    if method.transductive:
+        del steps["xd_train"]  # it learns from each target
+    if method.few_shot.default is None:
+        del steps["few_shot"]
+    return list(steps)
+
+
+@pytest.mark.parametrize("folder", [*FAMILY, "fdbpl"])
+def test_the_family_and_fdbpl_have_scripts_by_name(folder):
     there = {path.name: path for path in (REPO / "scripts" / folder).iterdir()}
     assert set(there) == set(wanted_scripts(folder))
     for name, step in wanted_scripts(folder).items():
@@ -112,7 +130,29 @@ def test_every_method_has_the_scripts_of_its_protocols_and_no_other(folder):
 
 def test_no_script_is_of_a_method_that_is_not_in_the_table():
     folders = {path.name for path in (REPO / "scripts").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == set(METHODS)
+    assert folders - {"__pycache__"} == {*FAMILY, "fdbpl"}
+
+
+@pytest.mark.parametrize("folder", METHODS)
+def test_run_sh_takes_every_step_of_every_method(folder, tmp_path, monkeypatch, capsys):
+    """As scripts/run.sh calls it, on the recipes and data sets that are checked in."""
+    monkeypatch.setenv("DRY_RUN", "1")
+    monkeypatch.setenv("OUT", str(tmp_path))
+    method = METHODS[folder]
+    for step in steps_of(folder):
+        dataset = {"xd_dump": "imagenet", "xd_train": "imagenet"}.get(step, "oxford_pets")
+        reads_training = STEPS[step][1] == "test" and method.trained
+        if method.transductive and step == "xd_test":
+            reads_training = False  # it trains on the target
+        code, (out, err) = main(["run", folder, step, dataset, "1"]), capsys.readouterr()
+        if reads_training:
+            train = f"bash scripts/run.sh {folder} {step.replace('test', 'train')} "
+            assert code == 2 and f"nothing to test yet: {train}" in err
+        else:
+            script = "dump_teacher_logits.py" if step.endswith("dump") else "train.py"
+            last = shlex.split(out.splitlines()[-1])
+            assert (code, err, last[1]) == (0, "", script)
+            assert flag(last, "--trainer") == method.trainer
 
 
 # --- what they run
@@ -145,7 +185,7 @@ def test_train_and_test_agree_on_every_folder(copy, method):
         assert "--model-dir" not in test
     else:
         assert flag(test, "--model-dir") == str(base_dir)
-        assert flag(test, "--load-epoch") == "7"  # what the training run says it reached
+        assert flag(test, "--load-epoch") == "10"  # what the training run says it reached
 
 
 def test_transfer_reads_the_prompts_of_the_source(copy):
@@ -229,7 +269,7 @@ def test_finished_run_is_skipped_and_a_crashed_or_damaged_one_is_not(copy):
     assert "is finished (50.00 %" in result.stderr and "skipped" in result.stderr
     result, calls = train("OPTIM.LR", "0.1")
     assert calls == [] and result.returncode == 2
-    assert "OPTIM.LR is None there and '0.1' now. Set another OUT, or delete" in result.stderr
+    assert "OPTIM.LR is 0.0003 there and 0.1 now. Set another OUT, or delete" in result.stderr
     (folder / "results.json").write_text('{"format": 1')
     result, calls = train()
     assert len(calls) == 1 and "repeated now" in result.stderr
@@ -253,9 +293,9 @@ def test_evaluation_older_than_its_training_is_repeated(copy):
 def test_test_without_training_names_the_command(copy):
     result = copy.run("coop/base2new_test.sh", "oxford_pets", 1)
     assert result.returncode == 2 and copy.calls() == []
-    assert "bash scripts/coop/base2new_train.sh oxford_pets 1" in result.stderr
+    assert "bash scripts/run.sh coop base2new_train oxford_pets 1" in result.stderr
     result = copy.run("coop/xd_test.sh", "oxford_pets", 1)
-    assert "bash scripts/coop/xd_train.sh imagenet 1" in result.stderr
+    assert "bash scripts/run.sh coop xd_train imagenet 1" in result.stderr
 
 
 def test_other_working_directory_and_paths_with_spaces(copy, tmp_path):

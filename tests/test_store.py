@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ import region_world as world
 import safetensors.numpy
 
 import regions.store
-from regions.fit import require_same_spec
-from regions.kinds import encode
-from regions.manifest import encode_manifest, find_dump
-from regions.spec import RegionImage, RegionSpec
+from files import Busy
 from regions.store import RegionStore, RegionStoreError, RunNeeds
-from regions.writer import StoreWriter
+from regions.store.fit import require_same_spec
+from regions.store.kinds import encode
+from regions.store.layout import encode_manifest, find_dump
+from regions.store.spec import RegionImage, RegionSpec
+from regions.store.writer import StoreWriter
 
 GOLDEN = Path(__file__).parent / "golden" / "region_store_v1"
 GOLDEN_ID = "b6c3d68739f94bddf636dcfc207d318235319d4f648be60137585ea3fe5d1e77"
@@ -311,7 +313,7 @@ def test_a_missing_shard_is_named_at_open(golden, name):
 def test_sizes_are_checked_at_open_and_checksums_at_first_touch_of_a_large_store(
     golden, monkeypatch
 ):
-    monkeypatch.setattr(regions.store, "VERIFY_AT_OPEN", 0)
+    monkeypatch.setattr(regions.store.reader, "VERIFY_AT_OPEN", 0)
     shard = golden / "shard_00001.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -414,7 +416,7 @@ def test_an_unfinished_dump_cannot_be_read_and_says_so(tmp_path):
 
 def test_a_second_dump_into_the_same_folder_is_refused(tmp_path):
     with StoreWriter(tmp_path / "store", world.golden_spec()):
-        with pytest.raises(RegionStoreError, match="another dump is writing"):
+        with pytest.raises(Busy, match="this process itself is dumping into .* another --store"):
             StoreWriter(tmp_path / "store", world.golden_spec())
     StoreWriter(tmp_path / "store", world.golden_spec()).close()
 
@@ -493,6 +495,28 @@ def test_a_writer_refuses_values_out_of_their_range(tmp_path):
             with pytest.raises(RegionStoreError, match=f"holds {name} from"):
                 writer.write(0, tensors)
         assert writer.missing == [0, 1]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_process_compares_each_file_with_its_checksum_once(golden, monkeypatch, small):
+    module, compared = sys.modules[RegionStore.__module__], []
+    checksum = module.file_checksum
+    monkeypatch.setattr(
+        module, "file_checksum", lambda path: compared.append(path.name) or checksum(path)
+    )
+    if not small:
+        monkeypatch.setattr(module, "VERIFY_AT_OPEN", 0)
+    store = RegionStore.open(golden)
+    shards = [f"shard_0000{index}.safetensors" for index in range(2)]
+    if not small:
+        assert not set(shards) & set(compared)
+    for _ in range(3):
+        for image in range(3):
+            store.read(image, [0, 1])
+        store.verify()
+    copied = pickle.loads(pickle.dumps(store))  # as a worker gets it: what is known goes along
+    copied.read(0, [0]), copied.read(2, [1]), copied.verify()
+    assert sorted(compared) == ["images.safetensors", *shards]
 
 
 # --- processes ------------------------------------------------------------------------------

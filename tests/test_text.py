@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import shutil
 from dataclasses import replace
 
 import clip
@@ -15,8 +14,8 @@ from clip.model import CLIP
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch.nn import functional as F
 
-from benchmarks import text_memory
-from benchmarks.text_tower import random_clip, saved_bytes
+from benchmarks.clips import random_student
+from benchmarks.steps import Bench
 from models import clip as clip_loader
 from models import text
 from models.blocks import queries
@@ -378,6 +377,19 @@ def test_pieces_of_automatic_size_change_nothing(tiny_model, monkeypatch):
     assert_equal_results(*results, bound=1e-12)
 
 
+def test_pieces_leave_room_for_every_context(tiny_model, monkeypatch):
+    layout = PromptLayout.build(IMAGENET_CLASSNAMES[:100], tokenize, "a photo of a")
+    encoder = TextEncoder(tiny_model, layout)
+    for contexts in (1, 2, 3):
+        context = torch.randn(contexts, 4, 16, dtype=torch.float64, requires_grad=True)
+        monkeypatch.setattr(text, "_TRAINING_BYTES", 1 << 40)
+        kept = saved_bytes(encoder, context)
+        # Two thirds of what all contexts keep are too little, four thirds are enough.
+        for share, fits in ((2 / 3, False), (4 / 3, True)):
+            monkeypatch.setattr(text, "_TRAINING_BYTES", int(share * kept))
+            assert encoder.in_one_piece(contexts) is fits, (contexts, share)
+
+
 # Prompts without a learned token
 
 
@@ -532,6 +544,29 @@ def test_chunks_waste_little():
     assert needed <= computed <= 1.02 * needed and rows.chunks[1] <= 66
 
 
+def random_clip() -> CLIP:
+    """ViT-B/16's text tower with random weights; the image tower is as small as can be."""
+    torch.manual_seed(0)
+    return CLIP(512, 32, 1, 64, 16, 77, 49408, 512, 8, 12).float().eval().requires_grad_(False)
+
+
+def saved_bytes(encoder: TextEncoder, context: torch.Tensor) -> int:
+    """Bytes that a forward pass keeps for backward, weights not counted."""
+    own = {value.untyped_storage().data_ptr() for value in encoder.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        features = encoder(context)
+    del features
+    return sum(kept.values())
+
+
 def test_backward_keeps_an_18th_of_what_77_tokens_keep():
     """At ViT-B's size with 50 classes the 77-token pass keeps 1273 MiB (docs/LOG.md)."""
     model = random_clip()
@@ -547,72 +582,42 @@ def test_backward_keeps_an_18th_of_what_77_tokens_keep():
 @pytest.mark.gpu
 @pytest.mark.parametrize(("count", "largest"), [(1000, 3_000_000_000), (20_000, 8_000_000_000)])
 def test_an_fdbpl_step_over_many_names_fits_on_a_card(count, largest):
-    row = text_memory.in_new_process("FDBPL", count, "cuda")
-    assert row["model_bytes"] + row["peak_bytes"] <= largest
+    """Batch 32, a positive and a negative prompt, all four terms."""
+    cuda = torch.device("cuda")
+    bench = Bench(random_student("ViT-B/16", "fp32", cuda))
+    every = list(dict.fromkeys(IMAGENET_CLASSNAMES))
+    turns = range(-(-count // len(every)))
+    names = [f"{turn} {name}" if turn else name for turn in turns for name in every][:count]
+    image_BD, loss = bench.image_features(32), bench.fdbpl_loss(count)
+    torch.cuda.reset_peak_memory_stats(cuda)
+    model = PromptedCLIP(bench.clip, bench.coop_learner(negative=True), names, "a photo of a")
+    loss(model.logits(image_BD, model.text_features())).backward()
+    assert torch.cuda.max_memory_allocated(cuda) <= largest
 
 
-def test_the_memory_benchmark_tells_its_rows():
-    assert len(set(text_memory.names(20_000))) == 20_000
-    threads = torch.get_num_threads()
-    try:
-        rows = [text_memory.measure(name, 30, "cpu", 10, "tiny") for name in text_memory.STEPS]
-    finally:
-        torch.set_num_threads(threads)
-    assert [(row["learned"], row["prompts"]) for row in rows] == [(30, 2), (10, 1), (30, 1)]
-    assert all(row["peak_bytes"] >= 0 < row["model_bytes"] for row in rows)
-    assert "| 30 | 10 | 1 |" in text_memory.table(rows)
-
-
-# torch.compile
-
-
-def compiled_and_plain(names, dtype, layers: int = 2):
-    torch.manual_seed(0)
-    model = CLIP(8, 32, 1, 64, 16, 77, 49408, 16, 2, layers).to(dtype).requires_grad_(False)
-    layout = PromptLayout.build(names, tokenize, "a photo of a")
-    start, results = torch.randn(2, 4, 16, dtype=dtype), []
-    encoders = [TextEncoder(model, layout, compiled=compiled) for compiled in (True, False)]
-    for encoder in encoders:
-        context = start.clone().requires_grad_()
-        features = encoder(context)
-        torch.sin(3 * features).sum().backward()
-        results.append((features.detach(), {"context": context.grad}))
-    return encoders[0], results
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_layers_compute_the_same():
-    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float32, layers=1)  # half a minute
-    assert encoder._compiled is not None and encoder._compiled_is_right
-    assert_equal_results(compiled, plain, bound=1e-4)
-
-
-def test_layers_are_compiled_as_one_graph(monkeypatch):
-    """Traced alone, which is quick: no part of the layers falls back to Python."""
-    trace = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", trace)
-    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float64)
-    assert encoder._compiled is not None and encoder._compiled_is_right
-    assert_equal_results(compiled, plain, bound=1e-12)
-
-
-@pytest.mark.parametrize("answer", ["an error", "other numbers"])
-def test_where_compiling_fails_a_line_says_so_and_the_step_runs(monkeypatch, capsys, answer):
-    def compile(layers, dynamic):
-        def broken(*given):
-            if answer == "an error":
-                raise RuntimeError("no compiler\nfound")
-            return 1.1 * layers(*given)
-
-        return broken
-
-    monkeypatch.setattr(torch, "compile", compile)
-    encoder, (compiled, plain) = compiled_and_plain(NAMES, torch.float64)
-    assert_equal_results(compiled, plain, bound=1e-12)
-    line = capsys.readouterr().out
-    reason = "no compiler" if answer == "an error" else "its features are off by 10%"
-    assert line == f"MODEL.COMPILE: torch.compile fails here ({reason}); it is left out.\n"
+@pytest.mark.parametrize("position", ["middle", "front"])
+def test_a_closing_bracket_takes_the_full_stop_before_the_context_as_in_coop(position):
+    """CLIP's tokenizer has one token for ")." and CoOp cuts by the name's length without it."""
+    merged = [name for name in IMAGENET_CLASSNAMES if name.endswith(")")]
+    assert len(merged) == 6
+    stop, merged_stop = clip.tokenize(["."])[0, 1].item(), clip.tokenize([")."])[0, 1].item()
+    tokens_CL, lengths = full_prompts(IMAGENET_CLASSNAMES, "a photo of a")
+    layout = PromptLayout.build(IMAGENET_CLASSNAMES, tokenize, "a photo of a", position)
+    before = {"middle": 2, "front": 0}[position]
+    rows = zip(tokens_CL.tolist(), lengths, layout.token_CL.tolist(), layout.slot_CL.tolist(),
+               layout.end_C.tolist(), IMAGENET_CLASSNAMES, strict=True)  # fmt: skip
+    for full, length, tokens, slots, end, name in rows:
+        prefix, suffix = full[:1], full[5:]  # CoOp's token_prefix and token_suffix
+        learned = [None] * 4
+        plain = [*prefix, *learned[:before], *suffix[:length], *learned[before:], *suffix[length:]]
+        found = [None if slot >= 0 else token for token, slot in zip(tokens, slots, strict=True)]
+        assert found == plain[: len(found)]
+        assert [slot for slot in slots if slot >= 0] == [0, 1, 2, 3]
+        after_name, last = 1 + before + length, found[end - 1]
+        if name in merged:  # nothing but end-of-text follows the context
+            assert found[after_name - 1] == merged_stop and last is None
+        else:
+            assert found[after_name - 1] != stop and last == stop
 
 
 def test_an_unknown_text_path_is_refused():

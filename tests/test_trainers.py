@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,54 @@ def test_all_terms_off_is_refused(world, store):
         run(world, store, "FDBPL", "off", **keys)
 
 
+def written_out_terms(f_BD, text_2CD, scale, teacher_BC, margin, weighted):
+    """The table of docs/METHOD.md in float64, region by region and pair by pair, unweighted."""
+    f_BD, text_2CD, teacher_BC = f_BD.double(), text_2CD.double(), teacher_BC.double()
+    log_c = math.log(teacher_BC.shape[1])
+    w_B, values = [], {"distill": [], "reject": [], "similarity": [], "cascade": []}
+    for f_D, teacher_C in zip(f_BD, teacher_BC, strict=True):
+        positive_C, negative_C = (scale * text_CD @ f_D for text_CD in text_2CD)
+        p, q, n = (z.softmax(0) for z in (teacher_C, positive_C, negative_C))
+        w = 1 + float((p * p.log()).sum()) / log_c if weighted else 1.0
+        w_B.append(w)
+        both = ((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
+        values["distill"].append(w * both)
+        values["reject"].append((1 - w) * (log_c + (n * n.log()).sum()))
+        cosine = positive_C @ negative_C / positive_C.norm() / negative_C.norm()
+        values["similarity"].append(w * cosine)
+    difference_CD, class_B = text_2CD[0] - text_2CD[1], teacher_BC.argmax(1)
+    for a in range(len(f_BD)):
+        for b in range(a):
+            if class_B[a] != class_B[b]:
+                along = difference_CD[class_B[a]] - difference_CD[class_B[b]]
+                hinge = max(0.0, margin - float((f_BD[a] - f_BD[b]) @ along))
+                values["cascade"].append(w_B[a] * w_B[b] * hinge)
+    assert max(values["cascade"]) > 0
+    return {name: sum(map(float, each)) / len(each) for name, each in values.items()}
+
+
+@pytest.mark.parametrize("weight", ["entropy", "none"])
+@pytest.mark.parametrize("host", ["FDBPL", "VPT_FDBPL"])
+def test_every_term_is_the_one_written_down(world, store, host, weight):
+    chosen = {"DISTILL": 0.5, "REJECT": 2.0, "SIMILARITY": 0.25, "CASCADE": 3.0}
+    keys = {f"TRAINER.FDBPL.{name}_WEIGHT": value for name, value in chosen.items()}
+    keys |= {"TRAINER.FDBPL.REGION_WEIGHT": weight, "TRAINER.FDBPL.CASCADE_MARGIN": 0.3}
+    keys |= {"TRAINER.FDBPL.REGIONS_PER_STEP": 2, "TEST.NO_TEST": True}
+    trainer = run(world, store, host, f"terms/{host}_{weight}", epochs=1, **keys)
+    batch = next(iter(trainer.train_loader_x))
+    with torch.no_grad():
+        terms, _ = trainer.losses(batch)
+        output = trainer.model(batch["img"])
+        scale = trainer.model.clip.model.logit_scale.exp().item()
+    assert scale > 5  # the cascade is over cosines: without its division it would be far away
+    wanted = written_out_terms(
+        output.image, output.text, scale, batch["teacher_logits"], 0.3, weight == "entropy"
+    )
+    for key, value in chosen.items():
+        name = key.lower()
+        assert terms[name].item() == pytest.approx(value * wanted[name], rel=2e-4, abs=1e-6), name
+
+
 def test_rejection_alone_leaves_the_positive_prompt_where_it_was(world, store):
     """Its gradient reaches the negative prompt only (frozen encoders): a structural fact."""
     keys = {f"TRAINER.FDBPL.{k}_WEIGHT": 0.0 for k in ("DISTILL", "SIMILARITY", "CASCADE")}
@@ -246,6 +295,9 @@ def test_checkpoints_that_do_not_fit_are_refused(world, store):
     evaluate = ["--eval-only", "--model-dir", str(world / "fit")]
     with pytest.raises(ValueError, match="holds epochs 1. Check --model-dir and --load-epoch"):
         run(world, store, "CoOp", "x", extra=[*evaluate, "--load-epoch", "9"])
+    with pytest.raises(ValueError, match="TRAINER.NAME is CoOp there and FDBPL now"):
+        run(world, "", "FDBPL", "x", extra=evaluate)
+    (world / "fit" / "identity.json").unlink()  # as where official code trained
     with pytest.raises(ValueError, match=r"missing \['negative_ctx'\]"):
         run(world, "", "FDBPL", "x", extra=evaluate)
     words = {"TRAINER.COOP.CTX_INIT": "a photo"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from models.clip import PRECISIONS, LoadedClip, load_clip
 from models.learners import context_words, initial_context
@@ -25,8 +26,8 @@ from models.prompted_clip import TEXT_PATHS, Output, PromptedCLIP
 from models.templates import template_for
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, save_prompts
 from trainers.evaluation import Evaluation
-from trainers.feature_cache import cached_test_images
-from trainers.gradients import make_gradients
+from trainers.feature_cache import with_kept_features
+from trainers.images import data_manager
 from trainers.sanity import report_own_data
 
 
@@ -38,14 +39,13 @@ class PromptTrainer(TrainerX):
     transductive = False  # whether training saw unlabelled images of the classes it is tested on
 
     def __init__(self, cfg):
-        self.scores: dict[str, float] = {}  # of the latest test, in percent
+        self.tested: Evaluation | None = None  # the final test
+        self.scores: dict[str, float] = {}  # its results, in percent
         self.split = cfg.TEST.SPLIT  # that it was made on
         self.seconds: dict[str, float | None] = {"setup": None, "train": None, "test": None}
         self.store = None  # the region store of a training run that reads one
         self.scaler = None  # gradient scaler; only amp has one
-        self.gradients: Callable | None = None  # of batches: trainers/gradients.py
-        self.seconds_of_others = 0.0  # that training waited for other seeds of the process
-        self._evaluation: Evaluation | None = None  # of the test that runs
+        self.loaded: tuple[Path, int | None] | None = None  # checkpoint of load_model, its epoch
         self._start = time.perf_counter()
         super().__init__(cfg)
 
@@ -69,10 +69,9 @@ class PromptTrainer(TrainerX):
     def losses(self, batch: dict) -> tuple[dict[str, Tensor], Tensor | None]:
         """Weighted loss terms by name, whose sum is trained on.
 
-        Also logits (B, C) to compare with the labels for the log, or None. Where batch["text"] is
-        there, it is the model's text_features().
+        Also logits (B, C) to compare with the labels for the log, or None.
         """
-        output = self.model(batch["img"], text=batch.get("text"))
+        output = self.model(batch["img"])
         terms = {"loss": F.cross_entropy(output.logits, batch["label"])}
         extra = self.regularisers(output, batch["img"], None)
         if extra:
@@ -82,6 +81,10 @@ class PromptTrainer(TrainerX):
     def taught_classnames(self) -> list[str]:
         """Names of the classes that training tells apart."""
         return self.dm.dataset.classnames
+
+    def training_images(self) -> Sequence:
+        """The images that training sees, as the data set lists them."""
+        return self.dm.dataset.train_x
 
     def teacher_name(self) -> str | None:
         """The teacher that this run learns from, for its results."""
@@ -120,6 +123,13 @@ class PromptTrainer(TrainerX):
             raise ValueError(
                 f"TRAINER.{self.PROMPT}.PREC is {precision!r}; choose one of {PRECISIONS}."
             )
+
+    def build_data_loader(self) -> None:
+        self.dm = data_manager(self.cfg)
+        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+            setattr(self, name, getattr(self.dm, name))
+        for name in ("num_classes", "num_source_domains", "lab2cname"):
+            setattr(self, name, getattr(self.dm, name))
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -193,12 +203,7 @@ class PromptTrainer(TrainerX):
                     f"INPUT.{key} is {found}, but {clip.name} was trained with {own}. Set it in "
                     "the --config-file, as the recipes in configs/trainers do."
                 )
-        return replace(
-            clip,
-            text_path=cfg.MODEL.TEXT_PATH,
-            text_chunk=cfg.MODEL.TEXT_CHUNK,
-            text_compiled=cfg.MODEL.COMPILE,
-        )
+        return replace(clip, text_path=cfg.MODEL.TEXT_PATH, text_chunk=cfg.MODEL.TEXT_CHUNK)
 
     # Training
 
@@ -207,7 +212,10 @@ class PromptTrainer(TrainerX):
             key: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
             for key, value in batch.items()
         }
-        ((terms, logits_BC),) = self.gradients([batch])
+        self.model_zero_grad()
+        terms, logits_BC = self.losses(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         values = torch.stack(list(terms.values())).detach().tolist()
         summary = dict(zip(terms, values, strict=True))
         self._require_finite(summary)
@@ -237,35 +245,49 @@ class PromptTrainer(TrainerX):
         super().before_train()
         self._end_setup()
         report_own_data(self)
-        self.gradients = self.gradients or make_gradients([self])
         self._train_start = time.perf_counter()
 
     def after_train(self) -> None:
         # A resumed run has seen a part of its epochs only: its time would flatter the method.
         whole = self.start_epoch == 0
-        seconds = time.perf_counter() - self._train_start - self.seconds_of_others
-        self.seconds["train"] = seconds if whole else None
+        self.seconds["train"] = time.perf_counter() - self._train_start if whole else None
         super().after_train()
 
     # Evaluation
 
     def test(self, split: str | None = None) -> float:
-        """Accuracy in percent; class features are computed once for all images."""
+        """Accuracy in percent, of TEST.SPLIT or of the one that is given."""
         self._end_setup()
-        self.scores = {}
         start = time.perf_counter()
-        self.set_model_mode("eval")
-        with torch.no_grad():
-            self._evaluation = self.evaluation()
-        with cached_test_images(self, split):
-            accuracy = super().test(split)
+        tested, scores, on = self.evaluate(split or self.cfg.TEST.SPLIT)
         if split is None:  # the final test, not a look at the validation images
             self.seconds["test"] = time.perf_counter() - start
-            self.tested = self._evaluation
-            if len(self.tested.alphas) > 1:
-                print(self.tested.sweep_table())
-        self._evaluation = None
-        return accuracy
+            self.tested, self.scores, self.split = tested, scores, on
+            if len(tested.alphas) > 1:
+                print(tested.sweep_table())
+        return scores["accuracy"]
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> tuple[Evaluation, dict[str, float], str]:
+        """What was said of the images of a split, results in percent by name, and the split.
+
+        That is "test" where there are no validation images.
+        """
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            split, loader = "test", self.test_loader
+        tested = self.evaluation()  # class features are computed once for all images
+        loader = with_kept_features(self.model, self.cfg, loader)
+        print(f"Evaluate on the *{split}* set")
+        for batch in tqdm(loader, disable=None):
+            images, label_B = self.parse_batch_test(batch)
+            self.evaluator.process(tested.add(images, label_B, batch["impath"]), label_B)
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return tested, {name: float(value) for name, value in results.items()}, split
 
     def evaluation(self) -> Evaluation:
         """What images are compared with at test."""
@@ -277,22 +299,11 @@ class PromptTrainer(TrainerX):
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Logits (B, C) of the prompt that recognises."""
-        return (self._evaluation or self.evaluation()).logits(images)
-
-    def parse_batch_test(self, batch: dict) -> tuple[Tensor, Tensor]:
-        if self._evaluation is not None:
-            self._evaluation.expect(batch["impath"], batch["label"])
-        return super().parse_batch_test(batch)
+        return self.evaluation().logits(images)
 
     def _end_setup(self) -> None:
         if self.seconds["setup"] is None:
             self.seconds["setup"] = time.perf_counter() - self._start
-
-    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        split, _, name = tag.partition("/")
-        if split in ("test", "val"):  # how Dassl's test() announces its results
-            self.split, self.scores[name] = split, float(scalar_value)
-        super().write_scalar(tag, scalar_value, global_step)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load the prompts of a run folder; see find_checkpoint and load_prompts for errors."""
@@ -306,6 +317,7 @@ class PromptTrainer(TrainerX):
         epoch = checkpoint.get("epoch")
         print(f'Loading weights to {self.MODEL_NAME} from "{path}" (epoch = {epoch})')
         load_prompts(self._models[self.MODEL_NAME], checkpoint["state_dict"], path)
+        self.loaded = path, epoch
 
     def save_model(self, epoch: int, directory: str, *args, **keys) -> None:
         """Dassl's checkpoints, and the prompts beside them as safetensors."""

@@ -12,12 +12,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import losses
+from inputs import read_text
 from models.prompted_clip import PromptedCLIP
 from models.templates import DEFAULT, template_for
 
 
 class Distillation:
     """Mixin before a prompt model; an objective writes teacher_logits() and distill()."""
+
+    OBJECTIVE = ""  # the config node that names the teacher: TRAINER.<OBJECTIVE>.TEACHER
+
+    def teacher_name(self) -> str:
+        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
+        return "uniform" if uniform else self.cfg.TRAINER[self.OBJECTIVE].TEACHER
 
     def teacher_logits(self, batch: dict) -> Tensor:
         """(B, V) of the batch's images, for taught_classnames()."""
@@ -39,41 +46,41 @@ class Distillation:
         for key in ("LABEL_WEIGHT", "LABEL_LOGIT"):
             if keys[key] < 0:
                 raise ValueError(f"TRAINER.DISTILL.{key} is {keys[key]}; it needs 0 or more.")
-        if not cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if not keys.CLASS_AGNOSTIC:
             return
         for key in ("LABEL_WEIGHT", "LABEL_LOGIT", "UNIFORM_TEACHER"):
             if keys[key]:
                 raise ValueError(
                     f"TRAINER.DISTILL.{key} needs the classes of the data set, but with "
-                    "TRAINER.KDPL.CLASS_AGNOSTIC True training sees the vocabulary's words alone. "
-                    "Switch one of them off."
+                    "TRAINER.DISTILL.CLASS_AGNOSTIC True training sees the vocabulary's words "
+                    "alone. Switch one of them off."
                 )
         if cfg.TRAINER[self.PROMPT].get("CSC", False):
             raise ValueError(
                 f"TRAINER.{self.PROMPT}.CSC gives each class a context of its own, which no word "
-                "of a vocabulary has: with TRAINER.KDPL.CLASS_AGNOSTIC True set it to False."
+                "of a vocabulary has: with TRAINER.DISTILL.CLASS_AGNOSTIC True set it to False."
             )
-        if cfg.TRAINER.KDPL.K_MAX < 1:
+        if keys.K_MAX < 1:
             raise ValueError(
-                f"TRAINER.KDPL.K_MAX is {cfg.TRAINER.KDPL.K_MAX}; it needs 1 or more, such as 1000."
+                f"TRAINER.DISTILL.K_MAX is {keys.K_MAX}; it needs 1 or more, such as 1000."
             )
 
     def taught_classnames(self) -> list[str]:
-        if not self.cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if not self.cfg.TRAINER.DISTILL.CLASS_AGNOSTIC:
             return super().taught_classnames()
         if not hasattr(self, "_vocabulary"):
-            self._vocabulary = read_vocabulary(self.cfg.TRAINER.KDPL.VOCABULARY)
+            self._vocabulary = read_vocabulary(self.cfg.TRAINER.DISTILL.VOCABULARY)
         return self._vocabulary
 
     def teacher_template(self) -> str:
         """The teacher's hand-written prompt; a vocabulary has no template of its own."""
         cfg = self.cfg
-        name = "" if cfg.TRAINER.KDPL.CLASS_AGNOSTIC else cfg.DATASET.NAME
+        name = "" if cfg.TRAINER.DISTILL.CLASS_AGNOSTIC else cfg.DATASET.NAME
         return template_for(name, cfg.DATASET.TEMPLATE) if name else DEFAULT
 
     def before_train(self) -> None:
         self.taught_model: PromptedCLIP = self.model
-        if self.cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if self.cfg.TRAINER.DISTILL.CLASS_AGNOSTIC:
             words = self.taught_classnames()
             print(f"Class-agnostic: training tells apart {len(words)} words instead of the classes")
             self.taught_model = self.model.for_classes(words)
@@ -83,14 +90,14 @@ class Distillation:
         keys = self.cfg.TRAINER.DISTILL
         teacher_BV = self.teacher_logits(batch)
         classes = None
-        if self.cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
-            classes = likely_classes(teacher_BV, self.cfg.TRAINER.KDPL.K_MAX)
+        if keys.CLASS_AGNOSTIC:
+            classes = likely_classes(teacher_BV, keys.K_MAX)
             teacher_BV = teacher_BV[:, classes]
         weight_B = losses.region_weight(teacher_BV)
         target_BC = torch.zeros_like(teacher_BV) if keys.UNIFORM_TEACHER else teacher_BV
         if keys.LABEL_LOGIT:
             target_BC = losses.with_label(target_BC, batch["label"], keys.LABEL_LOGIT)
-        output = self.taught_model(batch["img"], classes, batch.get("text"))
+        output = self.taught_model(batch["img"], classes)
         terms = self.distill(output.logits, target_BC, weight_B)
         positive_BC = output.logits if output.logits.dim() == 2 else output.logits[0]
         if keys.LABEL_WEIGHT:
@@ -103,7 +110,7 @@ class Distillation:
         on = [f"{key} {keys[key]:g}" for key in ("LABEL_WEIGHT", "LABEL_LOGIT") if keys[key]]
         if keys.UNIFORM_TEACHER:
             on.append("UNIFORM_TEACHER")
-        if self.cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if keys.CLASS_AGNOSTIC:
             on.append("CLASS_AGNOSTIC")
         return [*on, *super().knobs()]
 
@@ -127,10 +134,10 @@ def read_vocabulary(path: str) -> list[str]:
     """
     if not path or not Path(path).is_file():
         raise ValueError(
-            f"TRAINER.KDPL.VOCABULARY is {path!r}, which is no file. TRAINER.KDPL.CLASS_AGNOSTIC "
-            "needs a text file with one word or name a line."
+            f"TRAINER.DISTILL.VOCABULARY is {path!r}, which is no file. With CLASS_AGNOSTIC True "
+            "it needs to be a text file with one word or name a line."
         )
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     if lines and "ClassName" in lines[0].split(","):
         import csv
 
@@ -138,6 +145,6 @@ def read_vocabulary(path: str) -> list[str]:
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if len(words) < 2:
         raise ValueError(
-            f"TRAINER.KDPL.VOCABULARY {path} holds {len(words)} words; give 2 or more."
+            f"TRAINER.DISTILL.VOCABULARY {path} holds {len(words)} words; give 2 or more."
         )
     return words

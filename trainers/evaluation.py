@@ -33,36 +33,44 @@ class Evaluation:
         self.labels: list[int] = []
         self.predictions: list[int] = []  # of the first share
         self._hits = torch.zeros(len(self.alphas), dtype=torch.long)
-        self._label_B: Tensor | None = None
-        self._text = None if model.conditional else _recognising(model.text_features(), 2)
+        with torch.no_grad():
+            self._text = None if model.conditional else _recognising(model.text_features(), 2)
         self._handwritten = None
         if any(self.alphas):
             self._handwritten = HandwrittenCLIP(model.clip, classnames, template).text_features()
 
-    def expect(self, impaths: Sequence[str], label_B: Tensor) -> None:
-        """Announce the images of the next call of logits() and their true classes."""
+    def add(self, images: Tensor, label_B: Tensor, impaths: Sequence[str]) -> Tensor:
+        """logits() of a batch, whose images and true classes are kept beside what was said."""
+        every = self._every(images)
+        said = torch.stack([logits_BC.argmax(dim=-1) for logits_BC in every])
+        self._hits += (said == label_B).sum(dim=1).cpu()
         self.impaths += list(impaths)
         self.labels += label_B.tolist()
-        self._label_B = label_B
+        self.predictions += said[0].tolist()
+        return every[0]
 
-    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """(B, C) for the first share of TEST.TEXT_INTERPOLATION."""
+        return self._every(images)[0]
+
+    @torch.no_grad()
+    def _every(self, images: Tensor) -> list[Tensor]:
+        """(B, C) for each share."""
         image_BD = self.model.image_features(images)
         text = self._text
         if text is None:
             text = _recognising(self.model.text_features(image_BD), 3)
         every = [self.model.logits(image_BD, self._mix(text, alpha)) for alpha in self.alphas]
-        if self._label_B is not None:
-            said = torch.stack([logits_BC.argmax(dim=-1).cpu() for logits_BC in every])
-            self._hits += (said == self._label_B.cpu()).sum(dim=1)
-            self.predictions += said[0].tolist()
-            self._label_B = None
-        return every[0]
+        require_finite("logits", *every)
+        return every
 
     def class_features(self) -> Tensor | None:
         """Unit features (C, D) for the first share; None where they depend on the image."""
-        return None if self._text is None else self._mix(self._text, self.alphas[0])
+        if self._text is None:
+            return None
+        text_CD = self._mix(self._text, self.alphas[0])
+        require_finite("class features", text_CD)
+        return text_CD
 
     def sweep(self) -> list[dict[str, float]]:
         """Accuracy in percent for each share, where there are several."""
@@ -80,6 +88,19 @@ class Evaluation:
         if not alpha:
             return text
         return unit((1 - alpha) * text + alpha * self._handwritten)
+
+
+def require_finite(what: str, *values: Tensor) -> None:
+    """
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    if not all(value.isfinite().all() for value in values):
+        raise ValueError(
+            f"The {what} hold NaN or infinity, and are no result. Compute in fp32 (TRAINER.*.PREC "
+            "and TEACHER_PREC) where fp16 overflows; else the weights, the prompts or kept "
+            "features are damaged."
+        )
 
 
 def _recognising(text: Tensor, dims: int) -> Tensor:

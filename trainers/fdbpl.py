@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,21 +15,19 @@ from models.clip import LoadedClip, supported_precision, weights_digest
 from models.learners import initial_context
 from models.prompted_clip import PromptedCLIP
 from models.teacher import Teacher
-from regions.dataset import RegionDataset, RegionSampler, as_it_is, collate_regions
-from regions.pixels import DecodedImages, RegionPixels, decoded_bytes
-from regions.spec import relative_path
+from regions.dataset import RegionDataset
+from regions.features import RegionFeatures
+from regions.loader import RegionSampler, as_it_is, collate_regions
 from regions.store import RegionStore, RunNeeds
-from regions.student_features import RegionFeatures
-from regions.text import with_text_of_run
+from regions.store.spec import relative_path
+from regions.store.teacher_text import with_text_of_run
 from trainers.coop import CoOp
 from trainers.distillation import Distillation
 from trainers.feature_cache import cached_regions, has_frozen_images
 from trainers.registry import objective
 from trainers.tuned_teacher import with_tuned_text
-from wording import counted
 
 REGION_WEIGHTS = ("entropy", "none")
-CUTS = ("pil", "device")
 
 
 @objective("FDBPL")
@@ -43,9 +38,7 @@ class StoredRegions(Distillation):
     Source: FDBPL, arXiv:2505.18053 (docs/METHOD.md: the terms, and how they act on each host).
     """
 
-    def teacher_name(self) -> str:
-        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
-        return "uniform" if uniform else self.cfg.TRAINER.FDBPL.TEACHER
+    OBJECTIVE = "FDBPL"
 
     def check_cfg(self, cfg) -> None:
         super().check_cfg(cfg)
@@ -55,22 +48,15 @@ class StoredRegions(Distillation):
                 f"TRAINER.FDBPL.REGION_WEIGHT is {keys.REGION_WEIGHT!r}; choose one of "
                 f"{REGION_WEIGHTS}."
             )
-        if keys.CUT not in CUTS:
-            raise ValueError(f"TRAINER.FDBPL.CUT is {keys.CUT!r}; choose one of {CUTS}.")
-        if keys.DECODED_DIR and not Path(keys.DECODED_DIR).is_dir():
-            raise ValueError(
-                f"TRAINER.FDBPL.DECODED_DIR is {keys.DECODED_DIR}, which is no folder. Make it, or "
-                "leave the key empty for the system's temporary one."
-            )
         if not 1 <= keys.REGIONS_PER_STEP <= keys.NUM_REGIONS:
             raise ValueError(
                 f"TRAINER.FDBPL.REGIONS_PER_STEP is {keys.REGIONS_PER_STEP}; it needs 1 to "
                 f"NUM_REGIONS ({keys.NUM_REGIONS})."
             )
-        if keys.TUNE_TEACHER_EPOCHS and cfg.TRAINER.KDPL.CLASS_AGNOSTIC:
+        if keys.TUNE_TEACHER_EPOCHS and cfg.TRAINER.DISTILL.CLASS_AGNOSTIC:
             raise ValueError(
                 "TRAINER.FDBPL.TUNE_TEACHER_EPOCHS tunes the teacher's prompt on labels, which the "
-                "words of TRAINER.KDPL.CLASS_AGNOSTIC do not have. Switch one of them off."
+                "words of TRAINER.DISTILL.CLASS_AGNOSTIC do not have. Switch one of them off."
             )
         if not any(_weights(keys).values()) and not cfg.TRAINER.DISTILL.LABEL_WEIGHT:
             raise ValueError(
@@ -121,8 +107,9 @@ class StoredRegions(Distillation):
         store = with_text_of_run(store, needs, self.teacher_text)
         store.check_run(needs)
         if cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS:
-            store = with_tuned_text(self, store, needs)
-        print(f"Teacher logits of {counted(len(needs.images), 'image')} are read from {path}")
+            labels = [item.label for item in dataset.train_x]
+            store = with_tuned_text(store, needs, labels, cfg, self.device)
+        print(f"Teacher logits of {len(needs.images)} images are read from {path}")
         return store
 
     def teacher_text(self, classnames: Sequence[str], template: str) -> tuple[np.ndarray, str]:
@@ -161,21 +148,12 @@ class StoredRegions(Distillation):
         )
 
     def whole_batches(self, regions: RegionDataset) -> Dataset | None:
-        """The regions as features or as pixels cut on the device, where that is to be."""
-        cfg, keys = self.cfg, self.cfg.TRAINER.FDBPL
-        if keys.CACHE_FEATURES and has_frozen_images(self.model):
+        """The regions as features, where these never change; None: they are cut from images."""
+        cfg = self.cfg
+        if cfg.TRAINER.FDBPL.CACHE_FEATURES and has_frozen_images(self.model):
             workers = cfg.DATALOADER.NUM_WORKERS
             kept = cached_regions(self.model, regions, cfg.DATASET.ROOT, workers)
             return RegionFeatures(regions, kept)
-        if keys.CUT == "device":
-            sizes = regions.store.spec.images.sizes[regions.places]
-            folder = keys.DECODED_DIR or tempfile.gettempdir()
-            needed, free = decoded_bytes(sizes), shutil.disk_usage(folder).free
-            print(f"Decoded images: {needed / 1e6:.1f} MB in {folder}, {free / 1e6:.1f} MB free")
-            if needed <= free / 2:
-                paths = [item.impath for item in regions.items]
-                return RegionPixels(regions, DecodedImages(paths, sizes, folder), self.device)
-            print("That is more than half of it: regions are cut by Pillow in the loader instead")
         return None
 
     # Learning from it

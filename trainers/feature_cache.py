@@ -5,11 +5,7 @@ Letters: N images, B images of a batch, D feature width.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 import sys
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from inputs import image_id
 from models.prompted_clip import FrozenCLIP
-from regions.dataset import RegionDataset
-from regions.feature_file import Features, Found, complete, feature_key
-from regions.student_features import Student, student_features
-from wording import counted
+from regions.dataset import RegionDataset, regions_per_pass
+from regions.features import Features, Found, Student, complete, feature_key, student_features
 
 
 def has_frozen_images(model: FrozenCLIP) -> bool:
@@ -43,128 +38,95 @@ def cached_regions(model: FrozenCLIP, regions: RegionDataset, root: str, workers
         image_size=clip.image_size,
         mean=clip.mean,
         std=clip.std,
+        at_once=regions_per_pass(clip.device),
     )
-    start = time.perf_counter()
     found = student_features(regions.store, regions.places, student, root, workers)
-    seen = counted(len(regions), "image"), counted(regions.store.spec.num_regions, "region")
-    what = f"Student features of {' x '.join(seen)}"
-    print(f"{what}: {_told(found, time.perf_counter() - start)}. Training opens no image")
+    what = f"Student features of {len(regions)} images x {regions.store.spec.num_regions} regions"
+    print(f"{what}: {found}. Training opens no image")
     return found.kept
 
 
-@contextlib.contextmanager
-def cached_test_images(trainer: Any, split: str | None) -> Iterator[None]:
-    """For one test, put batches of kept features in the place of the loader of images.
+def with_kept_features(
+    model: FrozenCLIP, cfg: Any, loader: DataLoader | None
+) -> DataLoader | FeatureBatches | None:
+    """A loader of test images as one of their features, where these never change.
 
-    Image towers that are trained, or transforms that cannot be told apart, are left alone.
+    Image towers that are trained, transforms that cannot be told apart, and no loader at all are
+    given back as they are.
     """
-    cfg = trainer.cfg
-    name = "val_loader" if (split or cfg.TEST.SPLIT) == "val" else "test_loader"
-    if getattr(trainer, name) is None:  # no validation images: Dassl tests on the others
-        name = "test_loader"
-    loader = getattr(trainer, name)
-    transform = repr(getattr(loader.dataset, "transform", None))
-    if not (cfg.TEST.CACHE_FEATURES and has_frozen_images(trainer.model)) or " at 0x" in transform:
-        yield
-        return
-    folder = Path(cfg.TEST.FEATURES_DIR or Path(cfg.DATASET.ROOT, ".features")).expanduser()
-    try:
-        ids = np.array([image_id(item.impath) for item in loader.dataset.data_source], np.uint64)
-    except OSError:  # a missing image: reading it will say so
-        yield
-        return
-    setattr(trainer, name, FeatureBatches(trainer, loader, transform, folder, ids))
-    try:
-        yield
-    finally:
-        setattr(trainer, name, loader)
+    transform = repr(getattr(getattr(loader, "dataset", None), "transform", None))
+    if loader is None or isinstance(loader, FeatureBatches) or " at 0x" in transform:
+        return loader
+    if not (cfg.TEST.CACHE_FEATURES and has_frozen_images(model)):
+        return loader
+    return FeatureBatches(model, cfg, loader)
 
 
 class FeatureBatches:
-    """The batches of a test loader, features (B, D) in the place of images, in its order."""
+    """The batches of a test loader, features (B, D) in the place of images, in its order.
 
-    def __init__(
-        self, trainer: Any, loader: DataLoader, transform: str, folder: Path, ids: np.ndarray
-    ) -> None:
+    They are found or computed when the first batch is asked for.
+    """
+
+    def __init__(self, model: FrozenCLIP, cfg: Any, loader: DataLoader) -> None:
+        self.model, self.loader = model, loader
         self.dataset, self.batch_size = loader.dataset, loader.batch_size
-        self.items = loader.dataset.data_source
-        start = time.perf_counter()
-        found = self._find(trainer, loader, transform, folder, ids)
-        print(
-            f"Features of {counted(len(ids), 'image')}: {_told(found, time.perf_counter() - start)}"
-        )
-        self.features = found.kept.features[found.kept.places(ids)]
-
-    def __len__(self) -> int:
-        return -(-len(self.items) // self.batch_size)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for first in range(0, len(self.items), self.batch_size):
-            items = self.items[first : first + self.batch_size]
-            yield {
-                "img": torch.from_numpy(self.features[first : first + self.batch_size]),
-                "label": torch.tensor([item.label for item in items]),
-                "impath": [item.impath for item in items],
-            }
-
-    def _find(
-        self, trainer: Any, loader: DataLoader, transform: str, folder: Path, ids: np.ndarray
-    ) -> Found:
-        model, cfg = trainer.model, trainer.cfg
-        clip = model.clip
+        self.num_workers = loader.num_workers
         key = feature_key(
             {
-                "student": clip.digest,
-                "precision": clip.precision,
-                "transform": transform,
+                "student": model.clip.digest,
+                "precision": model.clip.precision,
+                "transform": repr(loader.dataset.transform),
                 "mean": [float(value) for value in cfg.INPUT.PIXEL_MEAN],
                 "std": [float(value) for value in cfg.INPUT.PIXEL_STD],
+                "reader": 2,  # of inputs.to_rgb: before it, 16 bits were cut off at 255
                 "decoders": [f"{name} {version(name)}" for name in ("pillow", "torchvision")],
             }
         )
-        last = {int(image): place for place, image in enumerate(ids.tolist())}
+        folder = Path(cfg.TEST.FEATURES_DIR or Path(cfg.DATASET.ROOT, ".features")).expanduser()
+        self.path = folder / f"{cfg.DATASET.NAME}-{key}.safetensors"
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        items, size = self.dataset.data_source, self.batch_size
+        try:
+            ids = np.array([image_id(item.impath) for item in items], np.uint64)
+        except OSError:  # a missing image: reading it will say so
+            yield from self.loader
+            return
+        found = self._find(ids)
+        print(f"Features of {len(ids)} images: {found}")
+        features = found.kept.features[found.kept.places(ids)]
+        for first in range(0, len(items), size):
+            part = items[first : first + size]
+            yield {
+                "img": torch.from_numpy(features[first : first + size]),
+                "label": torch.tensor([item.label for item in part]),
+                "impath": [item.impath for item in part],
+            }
+
+    def _find(self, ids: np.ndarray) -> Found:
+        clip, last = self.model.clip, {image: place for place, image in enumerate(ids.tolist())}
 
         def compute(missing: np.ndarray) -> np.ndarray:
-            # In the loader's order and batches: the first test has the bits of one without a cache.
+            # In the loader's order: the first test has the bits of one without a cache.
             places = sorted(last[image] for image in missing.tolist())
             subset = DataLoader(
-                Subset(loader.dataset, places),
-                batch_size=loader.batch_size,
-                num_workers=loader.num_workers,
-                pin_memory=loader.pin_memory,
+                Subset(self.dataset, places),
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+                pin_memory=self.loader.pin_memory,
                 generator=torch.Generator(),  # leaves the run's random numbers as they are
             )
-            bar = tqdm(subset, desc="image features", mininterval=0.5 if _is_shown() else 10)
+            waits = 0.5 if sys.stderr.isatty() else 10
+            parts = []
             with torch.no_grad():
-                parts = [model.image_features(b["img"].to(trainer.device)).cpu() for b in bar]
+                for batch in tqdm(subset, desc="image features", mininterval=waits):
+                    for images in batch["img"].split(regions_per_pass(clip.device)):
+                        parts.append(self.model.image_features(images.to(clip.device)).cpu())
             order = np.argsort(ids[places])
             return torch.cat(parts).float().numpy()[order]
 
-        path = folder / f"{cfg.DATASET.NAME}-{key}.safetensors"
-        return complete(path, ids, (clip.feature_width,), compute)
-
-
-def image_id(path: str) -> int:
-    """64 bits of an image's path, size, and times of change; another id is another image.
-
-    The inode's time counts as well: no program can write a file and leave that as it was.
-    """
-    file = os.stat(path)
-    text = f"{os.path.abspath(path)}\n{file.st_size}\n{file.st_mtime_ns}\n{file.st_ctime_ns}"
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "little")
-
-
-def _told(found: Found, seconds: float) -> str:
-    if not found.computed:
-        return f"read from {found.path} in {seconds:.1f} s"
-    where = f"kept as {found.path}" if found.path else "not kept (the folder cannot be written)"
-    size = found.kept.features.nbytes / 1e6
-    count = len(found.kept.ids)
-    missing = counted(found.computed, "image")
-    some = "" if found.computed == count else f"those of {missing} were missing, "
-    return f"{some}computed in {seconds:.1f} s and {where} ({size:.1f} MB)"
-
-
-def _is_shown() -> bool:
-    return sys.stderr.isatty()
+        return complete(self.path, ids, (clip.feature_width,), compute)

@@ -19,9 +19,7 @@ class OnlineTeacher(Distillation):
     teacher keeps its own logit scale where the authors' code takes the student's.
     """
 
-    def teacher_name(self) -> str:
-        uniform = self.cfg.TRAINER.DISTILL.UNIFORM_TEACHER
-        return "uniform" if uniform else self.cfg.TRAINER.KDPL.TEACHER
+    OBJECTIVE = "KDPL"
 
     def before_train(self) -> None:
         keys = self.cfg.TRAINER.KDPL

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from dassl.data import DataManager
 from dassl.engine import TRAINER_REGISTRY
@@ -16,6 +19,7 @@ from models.teacher import convert_pixels
 from models.vision import VisionEncoder
 from trainers.base import PromptTrainer
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, translate
+from trainers.images import data_manager
 
 TEACHER_MODEL_NAME = "VLPromptLearner"  # PromptSRC's folder for its prompts
 
@@ -88,11 +92,18 @@ class PromptKD(PromptTrainer):
         learner.requires_grad_(False)
         return PromptedCLIP(clip, learner, self.dm.dataset.classnames, words)
 
+    @functools.cached_property
+    def everything(self) -> DataManager:
+        """All training images of all classes."""
+        return data_manager(_all_images(self.cfg))
+
+    def training_images(self) -> Sequence:
+        return self.everything.dataset.train_x if self.transductive else super().training_images()
+
     def before_train(self) -> None:
         taught = self.dm.dataset
         if self.transductive:
-            dm = DataManager(_all_images(self.cfg))
-            self.train_loader_x, taught = dm.train_loader_x, dm.dataset
+            self.train_loader_x, taught = self.everything.train_loader_x, self.everything.dataset
             print(
                 f"Transductive: {len(taught.train_x)} unlabelled images of all "
                 f"{len(taught.classnames)} classes, those it is tested on included"

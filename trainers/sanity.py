@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from models.prompted_clip import HandwrittenCLIP
 from models.teacher import Teacher, convert_pixels
 from models.templates import template_for
-from regions.dump import stored_teacher_accuracy
+from trainers.feature_cache import with_kept_features
 from wording import counted
 
 MAX_IMAGES = 2000  # training images that the accuracies are measured on, evenly picked
@@ -49,24 +49,21 @@ def report_own_data(trainer) -> OwnDataReport | None:
     def zero_shot(batch: Tensor) -> Tensor:
         return student.logits(student.image_features(batch), text_CD)
 
-    accuracy = _accuracy(trainer, images, zero_shot)
+    accuracy = _accuracy(trainer, images, zero_shot, kept=True)
     teacher = _teacher_accuracy(trainer, images)
-    warnings = _warnings(counts, accuracy, teacher, cfg.DATASET.NUM_SHOTS)
-    print(f'Own data: {counted(len(counts), "class")}, prompt "{template}"\n{_table(counts)}')
-    seen = counted(len(images), "training image")
-    print(f"Zero-shot accuracy of the student on {seen}: {accuracy:.1f} %")
+    warnings = _warnings(len(counts), accuracy, teacher)
+    print(f'Own data: {len(counts)} classes, prompt "{template}"\n{_table(counts)}')
+    print(f"Zero-shot accuracy of the student on {len(images)} training images: {accuracy:.1f} %")
     if teacher is not None:
-        where = "on them" if trainer.store is None else "on the images of the store, over regions"
+        where = "on them" if trainer.store is None else "on the regions of the store"
         print(f"Accuracy of the teacher ({trainer.teacher_name()}) {where}: {teacher:.1f} %")
     for warning in warnings:
         print(f"Warning: {warning}")
     return OwnDataReport(counts, accuracy, teacher, warnings)
 
 
-def _warnings(
-    counts: Sequence[tuple[str, int, int, int]], student: float, teacher: float | None, shots: int
-) -> list[str]:
-    told, chance = [], 100 / len(counts)
+def _warnings(num_classes: int, student: float, teacher: float | None) -> list[str]:
+    told, chance = [], 100 / num_classes
     if teacher is not None and teacher <= student:
         told.append(
             f"the teacher ({teacher:.1f} %) is not better than the student ({student:.1f} %): "
@@ -78,12 +75,6 @@ def _warnings(
             f"zero-shot accuracy ({student:.1f} %) is about chance ({chance:.1f} %): are the class "
             "names words that CLIP knows, and do they belong to these images?"
         )
-    few = [name for name, train, *_ in counts if train < shots]
-    if few:
-        told.append(
-            f"{counted(len(few), 'class')} with fewer than DATASET.NUM_SHOTS {shots} training "
-            f"images, among them {few[0]}"
-        )
     return told
 
 
@@ -92,13 +83,19 @@ def _table(counts: Sequence[tuple[str, int, int, int]]) -> str:
     width = max(len(str(row[0])) for row in rows)
     lines = [f"  {row[0]:{width}}" + "".join(f"{cell:>7}" for cell in row[1:]) for row in rows]
     if len(counts) > MAX_ROWS:
-        lines.append(f"  ... and {counted(len(counts) - MAX_ROWS, 'more class')}")
+        lines.append(f"  ... and {counted(len(counts) - MAX_ROWS, 'class')} more")
     return "\n".join(lines)
 
 
 @torch.no_grad()
-def _accuracy(trainer, images: list, logits_of: Callable[[Tensor], Tensor]) -> float:
-    """Top-1 in percent of images as the test loader prepares them."""
+def _accuracy(
+    trainer, images: list, logits_of: Callable[[Tensor], Tensor], kept: bool = False
+) -> float:
+    """Top-1 in percent of images as the test loader prepares them.
+
+    Args:
+        kept: the student's features may stand for images, computed once for all runs and seeds.
+    """
     tested = trainer.test_loader
     wrapped = type(tested.dataset)(trainer.cfg, images, transform=tested.dataset.transform)
     loader = DataLoader(
@@ -108,7 +105,7 @@ def _accuracy(trainer, images: list, logits_of: Callable[[Tensor], Tensor]) -> f
         generator=torch.Generator(),  # else the loader takes a number of the run's
     )
     right = 0
-    for batch in loader:
+    for batch in with_kept_features(trainer.model, trainer.cfg, loader) if kept else loader:
         guessed_B = logits_of(batch["img"].to(trainer.device)).argmax(dim=-1)
         right += int((guessed_B.cpu() == batch["label"]).sum())
     return 100 * right / len(images)
@@ -134,4 +131,4 @@ def _teacher_accuracy(trainer, images: list) -> float | None:
         return _accuracy(trainer, images, logits)
     if trainer.store is None or list(trainer.store.spec.classnames) != names:
         return None
-    return stored_teacher_accuracy(trainer.store).images
+    return trainer.store.teacher_accuracy()

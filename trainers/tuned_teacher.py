@@ -10,31 +10,40 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from yacs.config import CfgNode
 
 from models.clip import LoadedClip, load_clip, supported_precision
 from models.learners import ContextLearner, initial_context
 from models.prompted_clip import PromptedCLIP
-from regions.fit import RunNeeds
-from regions.store import RegionStore
-from regions.text import read_text, write_text
+from regions.store import RegionStore, RunNeeds
+from regions.store.teacher_text import read_text, write_text
 
 WORDS = "a photo of a"  # the context starts from them, as CoOp's does
 BATCH = 256  # regions per step
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # as every prompt model here is trained
 
 
-def with_tuned_text(trainer, store: RegionStore, needs: RunNeeds) -> RegionStore:
+def with_tuned_text(
+    store: RegionStore,
+    needs: RunNeeds,
+    labels: Sequence[int],
+    cfg: CfgNode,
+    device: torch.device,
+) -> RegionStore:
     """The store with logits of the tuned prompt; tuned now, or read if it was tuned before.
 
+    Args:
+        labels: classes of needs.images.
     Raises:
         ValueError: the store is not of kind features.
     """
-    keys = trainer.cfg.TRAINER.FDBPL
+    keys = cfg.TRAINER.FDBPL
     if store.spec.kind != "features":
         raise ValueError(
             f"TRAINER.FDBPL.TUNE_TEACHER_EPOCHS is {keys.TUNE_TEACHER_EPOCHS}, which needs the "
@@ -44,25 +53,24 @@ def with_tuned_text(trainer, store: RegionStore, needs: RunNeeds) -> RegionStore
     images = hashlib.sha256("\n".join(needs.images).encode()).hexdigest()[:16]
     variant = (
         f"tuned {keys.TUNE_TEACHER_EPOCHS} epochs lr {keys.TUNE_TEACHER_LR:g} "
-        f"seed {trainer.cfg.SEED} images {images}"
+        f"seed {cfg.SEED} images {images}"
     )
     text_CD = read_text(store, needs.classnames, needs.template, variant)
     if text_CD is None:
         print(f"Tuning the prompt of {keys.TEACHER} on {len(needs.images)} images' stored regions")
-        precision = supported_precision(keys.TEACHER_PREC, trainer.device)
-        clip = load_clip(keys.TEACHER, "amp" if precision == "fp16" else precision, trainer.device)
+        precision = supported_precision(keys.TEACHER_PREC, device)
+        clip = load_clip(keys.TEACHER, "amp" if precision == "fp16" else precision, device)
         store.check_teacher(keys.TEACHER, clip.digest)
         places = store.image_indices(needs.images)
-        features_NMD = torch.from_numpy(store.features(places)).to(trainer.device)
-        label_N = torch.tensor([item.label for item in trainer.dm.dataset.train_x])
+        features_NMD = torch.from_numpy(store.features(places)).to(device)
         text_CD = tune_text(
             clip,
             list(needs.classnames),
             features_NMD.flatten(0, 1),
-            label_N.repeat_interleave(features_NMD.shape[1]).to(trainer.device),
+            torch.tensor(labels).repeat_interleave(features_NMD.shape[1]).to(device),
             keys.TUNE_TEACHER_EPOCHS,
             keys.TUNE_TEACHER_LR,
-            max(trainer.cfg.SEED, 0),
+            max(cfg.SEED, 0),
         )
         with contextlib.suppress(OSError):  # a store that cannot be written beside: once per run
             print(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Iterable
 
 import torch
@@ -37,7 +35,7 @@ def build_optimizer(
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
     if name == "sgd":
-        return plain(torch.optim.SGD)(
+        return torch.optim.SGD(
             param_groups,
             momentum=optim_cfg.MOMENTUM,
             dampening=optim_cfg.SGD_DAMPNING,
@@ -45,34 +43,16 @@ def build_optimizer(
             **common,
         )
     if name in ("adam", "amsgrad"):
-        return plain(torch.optim.Adam)(
-            param_groups, betas=betas, amsgrad=name == "amsgrad", **common
-        )
+        return torch.optim.Adam(param_groups, betas=betas, amsgrad=name == "amsgrad", **common)
     if name == "adamw":
-        return plain(torch.optim.AdamW)(param_groups, betas=betas, **common)
+        return torch.optim.AdamW(param_groups, betas=betas, **common)
     if name == "radam":
-        return plain(torch.optim.RAdam)(param_groups, betas=betas, **common)
+        return torch.optim.RAdam(param_groups, betas=betas, **common)
     if name == "rmsprop":
-        return plain(torch.optim.RMSprop)(
+        return torch.optim.RMSprop(
             param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common
         )
     raise ValueError(f"OPTIM.NAME is {name!r}. Known: {', '.join(KNOWN)}")
-
-
-@functools.cache
-def plain(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """The same optimizer, whose methods do not import torch's compiler.
-
-    torch wraps some methods of its optimizers for torch.compile, and each wrapper's first call
-    imports torch._dynamo, which takes as long as torch itself. A subclass has the functions inside
-    the wrappers; a method that a version of torch does not wrap stays what it is. Outside
-    torch.compile the wrapper of step() only turns gradients off, which is done here.
-    """
-    wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
-    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in wrapped}
-    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
-    names = {"__module__": __name__, "__doc__": optimizer.__doc__}
-    return type(optimizer.__name__, (optimizer,), {**methods, **names})
 
 
 def _staged_groups(model: nn.Module | Iterable, optim_cfg: CfgNode) -> list[dict]:

@@ -76,7 +76,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"No image at {path}; check DATASET.ROOT.") from None
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNGs
+    except Exception as error:  # decoders raise many kinds, such as SyntaxError for a broken PNG
         raise ValueError(f"{path} is not a readable image ({error}); fetch it again.") from error
 
 

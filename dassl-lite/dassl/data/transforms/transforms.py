@@ -11,19 +11,10 @@ import torch
 from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
+from torchvision import transforms as T
 from yacs.config import CfgNode
 
-from .on_pillow import (
-    CenterCrop,
-    Compose,
-    Normalize,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    Resize,
-    ToTensor,
-)
-
-INTERPOLATION_MODES = {  # torchvision's own transforms take these as well
+INTERPOLATION_MODES = {
     "bilinear": Resampling.BILINEAR,
     "bicubic": Resampling.BICUBIC,
     "nearest": Resampling.NEAREST,
@@ -103,36 +94,34 @@ def _random_translation(keys: CfgNode) -> Step:
 
 def _random_crop(keys: CfgNode) -> Step:
     padding = keys.CROP_PADDING
-    crop = _torchvision().RandomCrop(keys.SIZE, padding=padding)
-    return f"random crop (padding = {padding})", crop
+    return f"random crop (padding = {padding})", T.RandomCrop(keys.SIZE, padding=padding)
 
 
 def _random_resized_crop(keys: CfgNode) -> Step:
     size, scale = keys.SIZE, keys.RRCROP_SCALE
     return (
         f"random resized crop (size={size}, scale={scale})",
-        RandomResizedCrop(size, scale, _interpolation(keys)),
+        T.RandomResizedCrop(size, scale, interpolation=_interpolation(keys)),
     )
 
 
 def _random_flip(keys: CfgNode) -> Step:
-    return "random flip", RandomHorizontalFlip()
+    return "random flip", T.RandomHorizontalFlip()
 
 
 def _colorjitter(keys: CfgNode) -> Step:
     b, c, s, h = keys.COLORJITTER_B, keys.COLORJITTER_C, keys.COLORJITTER_S, keys.COLORJITTER_H
     return (
         f"color jitter (brightness={b}, contrast={c}, saturation={s}, hue={h})",
-        _torchvision().ColorJitter(b, c, s, h),
+        T.ColorJitter(b, c, s, h),
     )
 
 
 def _randomgrayscale(keys: CfgNode) -> Step:
-    return "random gray scale", _torchvision().RandomGrayscale(p=keys.RGS_P)
+    return "random gray scale", T.RandomGrayscale(p=keys.RGS_P)
 
 
 def _gaussian_blur(keys: CfgNode) -> Step:
-    T = _torchvision()
     blur = T.RandomApply([T.GaussianBlur(keys.GB_K)], p=keys.GB_P)
     return f"gaussian blur (kernel={keys.GB_K})", blur
 
@@ -144,7 +133,9 @@ def _cutout(keys: CfgNode) -> Step:
 
 def _normalize(keys: CfgNode) -> Step:
     mean, std = keys.PIXEL_MEAN, keys.PIXEL_STD
-    return f"normalization (mean={mean}, std={std})", Normalize(mean, std)
+    if 0 in std:
+        raise ValueError(f"INPUT.PIXEL_STD is {list(std)}; pixels are divided by it.")
+    return f"normalization (mean={mean}, std={std})", T.Normalize(mean, std)
 
 
 def _gaussian_noise(keys: CfgNode) -> Step:
@@ -179,7 +170,7 @@ KNOWN = (*ON_IMAGES, *ON_TENSORS, "center_crop")
 
 def build_transform(
     cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
-) -> Compose | None:
+) -> T.Compose | None:
     """Build the transform from a PIL image to a float tensor (3, height, width).
 
     Training applies the chosen steps. Testing resizes the shorter edge to max(INPUT.SIZE), crops
@@ -206,22 +197,22 @@ def build_transform(
     print("Building transform_train" if is_train else "Building transform_test")
     for line, _ in steps:
         print(f"+ {line}")
-    return Compose([step for _, step in steps])
+    return T.Compose([step for _, step in steps])
 
 
-def build_plain_transform(cfg: CfgNode) -> Compose:
+def build_plain_transform(cfg: CfgNode) -> T.Compose:
     """Resize to INPUT.SIZE without augmentation; normalised if INPUT.TRANSFORMS says so."""
     keys = cfg.INPUT
-    steps = [Resize(keys.SIZE, _interpolation(keys)), ToTensor()]
+    steps = [T.Resize(keys.SIZE, interpolation=_interpolation(keys)), T.ToTensor()]
     if "normalize" in keys.TRANSFORMS:
-        steps.append(Normalize(keys.PIXEL_MEAN, keys.PIXEL_STD))
-    return Compose(steps)
+        steps.append(_normalize(keys)[1])
+    return T.Compose(steps)
 
 
 def _train_steps(keys: CfgNode, choices: Sequence[str]) -> list[Step]:
     steps = []
     if "random_crop" not in choices and "random_resized_crop" not in choices:
-        resize = Resize(keys.SIZE, _interpolation(keys))
+        resize = T.Resize(keys.SIZE, interpolation=_interpolation(keys))
         steps.append((f"resize to {_size(keys)}", resize))
     steps += [build(keys) for name, build in ON_IMAGES.items() if name in choices]
     steps.append(_to_tensor())
@@ -231,27 +222,21 @@ def _train_steps(keys: CfgNode, choices: Sequence[str]) -> list[Step]:
 
 def _test_steps(keys: CfgNode, choices: Sequence[str]) -> list[Step]:
     edge = max(keys.SIZE)
+    resize = T.Resize(edge, interpolation=_interpolation(keys))
     steps = [
-        (f"resize the smaller edge to {edge}", Resize(edge, _interpolation(keys))),
-        (f"{_size(keys)} center crop", CenterCrop(keys.SIZE)),
+        (f"resize the smaller edge to {edge}", resize),
+        (f"{_size(keys)} center crop", T.CenterCrop(keys.SIZE)),
         _to_tensor(),
     ]
     return steps + [ON_TENSORS[name](keys) for name in AT_TEST if name in choices]
 
 
 def _to_tensor() -> Step:
-    return "to torch tensor of range [0, 1]", ToTensor()
+    return "to torch tensor of range [0, 1]", T.ToTensor()
 
 
 def _size(keys: CfgNode) -> str:
     return f"{keys.SIZE[0]}x{keys.SIZE[1]}"
-
-
-def _torchvision() -> Any:
-    """torchvision.transforms, for what few recipes use: it takes seconds to import."""
-    import torchvision.transforms
-
-    return torchvision.transforms
 
 
 def _interpolation(keys: CfgNode) -> Resampling:

@@ -1,0 +1,1 @@
+"""Starting runs: what a protocol consists of, in which order."""

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# DATASET SEED [KEY VALUE ...]: Store the teacher's logits on regions of the images of all classes. Settings: scripts/run.sh.
-METHOD_SCRIPT=cocoop_fdbpl/xd_dump.sh exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" cocoop_fdbpl xd_dump "$@"

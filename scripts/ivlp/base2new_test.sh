@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# DATASET SEED [KEY VALUE ...]: Test on the new classes what base2new_train.sh trained. Settings: scripts/run.sh.
-METHOD_SCRIPT=ivlp/base2new_test.sh exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" ivlp base2new_test "$@"

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# DATASET SEED [KEY VALUE ...]: Store the teacher's logits on regions of the base images. Settings: scripts/run.sh.
-METHOD_SCRIPT=maple_fdbpl/dump.sh exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" maple_fdbpl base2new_dump "$@"

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# DATASET SEED [KEY VALUE ...]: Train on all classes of imagenet (or toy_shapes) and test on them. Settings: scripts/run.sh.
-METHOD_SCRIPT=promptsrc_fdbpl/xd_train.sh exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" promptsrc_fdbpl xd_train "$@"

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# DATASET SEED [KEY VALUE ...]: Train on the base classes and test on them. Settings: scripts/run.sh.
-METHOD_SCRIPT=vpt_fdbpl/base2new_train.sh exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" vpt_fdbpl base2new_train "$@"

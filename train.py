@@ -28,10 +28,12 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed, setup_logger
+from yacs.config import CfgNode
 
 import datasets  # noqa: F401  (importing registers the data sets)
 import trainers  # noqa: F401  (and the trainers)
 from configs.cli import add_family_flags, setup_cfg
+from files import Lock
 from models.clip import shared_clips, weights_digest
 from regions.store.record import dump_seconds
 from reporting.identity import (
@@ -129,14 +131,28 @@ def of_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> PromptTrainer:
-    """One run."""
+    """One run, the only one in its folder.
+
+    Raises:
+        Busy: another process is at work there.
+    """
     cfg = setup_cfg(args)
     require_names(cfg)
     if args.fresh and cfg.RESUME:
         raise UsageError("--fresh starts anew and --resume goes on: give one of them.")
+    out = Path(cfg.OUTPUT_DIR).resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    way_out = "Wait until it ends, or give another --output-dir."
+    # Beside the folder, so that nothing in it says a run is there before one is.
+    with Lock(out.with_name(f"{out.name}.lock"), f"at work in {cfg.OUTPUT_DIR}", way_out):
+        return run_alone(args, cfg)
+
+
+def run_alone(args: argparse.Namespace, cfg: CfgNode) -> PromptTrainer:
+    """One run, with its config."""
     if not args.fresh:  # before anything is loaded, or written to the log of another run
-        unknown = dict.fromkeys((*LATER, *["trained"] * args.eval_only))
-        require_own(args, cfg, run_identity(cfg, unknown, args.eval_only))
+        later = dict.fromkeys((*LATER, *["trained"] * args.eval_only))
+        require_own(args, cfg, run_identity(cfg, later, args.eval_only))
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)

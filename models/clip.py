@@ -15,7 +15,7 @@ import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
             fp32 and says so once.
     Raises:
         ValueError: the name is unknown, or its weights are neither here nor to be had; the
-            message says which file to put where.
+            message says which file to put where. Or a weight is NaN or infinite.
     """
     device = torch.device(device)
     precision = supported_precision(precision, device)
@@ -97,6 +97,11 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
         loaded = _load_open_clip(name, precision, device)
     else:
         loaded = _load_openai(name, precision, device)
+    for key, value in loaded.model.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{name}: the weight {key} holds NaN or infinity. Fetch the file again."
+            )
     loaded.model.requires_grad_(False)
     loaded.model.eval().to(device)
     if _shared is not None:
@@ -320,7 +325,7 @@ def _load_open_clip(name: str, precision: str, device: torch.device) -> LoadedCl
         name=name,
         model=model,
         tokenize=functools.partial(_tokenize, tokenizer, model.context_length),
-        digest=_state_digest(model),
+        digest=state_digest(model.state_dict()),
         image_size=size[0] if isinstance(size, (tuple, list)) else size,
         mean=tuple(pixels.get("mean", OPENAI_MEAN)),
         std=tuple(pixels.get("std", OPENAI_STD)),
@@ -329,9 +334,10 @@ def _load_open_clip(name: str, precision: str, device: torch.device) -> LoadedCl
     )
 
 
-def _state_digest(model: nn.Module) -> str:
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of the names and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

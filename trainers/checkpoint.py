@@ -3,19 +3,25 @@
 Our files hold the learner's parameters alone, under the names of models/learners.py: the family's
 model.pth.tar-<epoch>, which also resumes, and beside it prompts-<epoch>.safetensors. Official files
 hold prompts (CoOp, CoCoOp) or whole models (the others) under the names that _OFFICIAL translates.
-What does not fit is an error, not a silence.
+What does not fit is an error, not a silence; so is a file that is not as it was written: torch's
+archives hold a checksum of each part, prompts-<epoch>.safetensors one of its tensors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from files import write_whole
+from models.clip import state_digest
 
 # name in an official state dict -> ours
 _OFFICIAL = (
@@ -54,11 +60,10 @@ def find_checkpoint(directory: str, name: str, epoch: int | None) -> Path:
         path = folder / "model-best.pth.tar"
     else:
         pointer = folder / "checkpoint"
-        path = folder / (pointer.read_text().strip() if pointer.is_file() else "checkpoint")
-    if not path.is_file():
-        epochs = sorted(
-            {int(number[1]) for file in folder.glob("*") if (number := _EPOCH.match(file.name))}
-        )
+        named = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+        path = folder / (Path(named.splitlines()[0] if named else "").name or "checkpoint")
+    if not path.is_file() or path.name == "checkpoint":
+        epochs = sorted({epoch_of(file) for file in folder.glob("*")} - {None})
         found = f"epochs {', '.join(map(str, epochs))}" if epochs else "no checkpoint"
         raise ValueError(
             f"{path} does not exist; {folder} holds {found}. Check --model-dir and --load-epoch, "
@@ -67,19 +72,20 @@ def find_checkpoint(directory: str, name: str, epoch: int | None) -> Path:
     return path
 
 
-_EPOCH = re.compile(r"(?:model\.pth\.tar|prompts)-(\d+)(?:\.safetensors)?$")
+def epoch_of(path: Path) -> int | None:
+    """The epoch that a checkpoint's name tells."""
+    number = re.fullmatch(r"(?:model\.pth\.tar-(\d+)|prompts-(\d+)\.safetensors)", path.name)
+    return int(number[1] or number[2]) if number else None
 
 
 def save_prompts(learner: nn.Module, folder: Path, epoch: int) -> None:
-    """Write prompts-<epoch>.safetensors: the learner's parameters, nothing else."""
+    """Write prompts-<epoch>.safetensors: the learner's parameters and their checksum."""
     state = {
         name: value.detach().cpu().contiguous() for name, value in learner.state_dict().items()
     }
     # One metadata key: of several, safetensors writes the order by chance, and bytes would differ.
-    content = save(state, {"learner": type(learner).__name__})
-    partial = folder / f"prompts-{epoch}.safetensors.partial"
-    partial.write_bytes(content)
-    partial.replace(folder / f"prompts-{epoch}.safetensors")
+    content = save(state, {"sha256": state_digest(state)})
+    write_whole(folder / f"prompts-{epoch}.safetensors", content)
 
 
 class _Inert:
@@ -109,20 +115,20 @@ def read_checkpoint(path: Path) -> dict:
     empty: every class or function that a file names is replaced by one that does nothing.
 
     Raises:
-        ValueError: the file is no checkpoint.
+        ValueError: the file is no checkpoint, or not as it was written; lists those beside it that
+            are whole.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        try:
-            return {"state_dict": load_file(path), "epoch": int(path.stem.rsplit("-", 1)[-1])}
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as prompts ({error}).") from error
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give a file that a trainer saved.")
     try:
-        checkpoint = _load_inert(path)
+        checkpoint = _read_whole(path)
     except Exception as error:  # torch raises many kinds for a broken file
+        whole = ", ".join(file.name for file in whole_checkpoints(path.parent))
+        others = f" Whole ones beside it: {whole}; --load-epoch chooses." if whole else ""
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({_first_line(error)}). It is cut off, or no "
-            "program of this family wrote it."
+            f"{path} cannot be read as a checkpoint ({_first_line(error)}). It is damaged or cut "
+            f"off, or no program of this family wrote it.{others}"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f"{path} holds no state_dict; give a file that a trainer saved.")
@@ -131,6 +137,36 @@ def read_checkpoint(path: Path) -> dict:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _read_whole(path: Path):
+    """What a file holds; an exception of any kind where it is not as it was written."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        if not about.keys() <= {"sha256", "learner"}:  # learner: of older versions, unchecked
+            raise ValueError(f"it says {', '.join(about)} instead of sha256")
+        digest = state_digest(state)
+        if about.get("sha256", digest) != digest:
+            raise ValueError("the checksum of its tensors does not fit")
+        return {"state_dict": state, "epoch": epoch_of(path)}
+    if zipfile.is_zipfile(path):  # files of torch before 1.6 have no checksums
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken:
+            raise ValueError(f"the checksum of {broken} does not fit")
+    return _load_inert(path)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of epochs that can be read, oldest first."""
+    whole = []
+    for path in folder.glob("*"):
+        with contextlib.suppress(Exception):  # torch raises many kinds for a broken file
+            if epoch_of(path) is not None and _read_whole(path):
+                whole.append(path)
+    return sorted(whole, key=lambda path: (epoch_of(path), path.name))
 
 
 def _load_inert(path: Path):
@@ -181,7 +217,7 @@ def load_prompts(learner: nn.Module, state: Mapping[str, Tensor], path: Path) ->
 
     Raises:
         ValueError: the file is of another method, depth, context length or width; says how the
-            two differ.
+            two differ. Or a number in it is not finite.
     """
     found, own = translate(state), learner.state_dict()
     missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
@@ -197,6 +233,11 @@ def load_prompts(learner: nn.Module, state: Mapping[str, Tensor], path: Path) ->
                 f"{path}: {key} has shape {tuple(value.shape)}, this run's {tuple(own[key].shape)} "
                 "(tokens x width; with one more axis for class-specific contexts, which serve "
                 "their own classes only). Check N_CTX, CTX_INIT, CSC, --backbone and the classes."
+            )
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{path}: {key} holds NaN or infinity. The training that wrote it diverged: choose "
+                "an earlier epoch (--load-epoch), or train again with a lower OPTIM.LR."
             )
     learner.load_state_dict(found)
 

@@ -60,11 +60,17 @@ class Evaluation:
         text = self._text
         if text is None:
             text = _recognising(self.model.text_features(image_BD), 3)
-        return [self.model.logits(image_BD, self._mix(text, alpha)) for alpha in self.alphas]
+        every = [self.model.logits(image_BD, self._mix(text, alpha)) for alpha in self.alphas]
+        require_finite("logits", *every)
+        return every
 
     def class_features(self) -> Tensor | None:
         """Unit features (C, D) for the first share; None where they depend on the image."""
-        return None if self._text is None else self._mix(self._text, self.alphas[0])
+        if self._text is None:
+            return None
+        text_CD = self._mix(self._text, self.alphas[0])
+        require_finite("class features", text_CD)
+        return text_CD
 
     def sweep(self) -> list[dict[str, float]]:
         """Accuracy in percent for each share, where there are several."""
@@ -82,6 +88,19 @@ class Evaluation:
         if not alpha:
             return text
         return unit((1 - alpha) * text + alpha * self._handwritten)
+
+
+def require_finite(what: str, *values: Tensor) -> None:
+    """
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    if not all(value.isfinite().all() for value in values):
+        raise ValueError(
+            f"The {what} hold NaN or infinity, and are no result. Compute in fp32 (TRAINER.*.PREC "
+            "and TEACHER_PREC) where fp16 overflows; else the weights, the prompts or kept "
+            "features are damaged."
+        )
 
 
 def _recognising(text: Tensor, dims: int) -> Tensor:

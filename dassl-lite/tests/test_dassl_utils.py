@@ -103,15 +103,37 @@ def test_pickled_objects_are_refused_and_the_printed_command_helps(tmp_path):
     assert utils.load_checkpoint(path)["scheduler"] is None
 
 
-@pytest.mark.parametrize("damage", [b"", None, b"this is text"])
+def flipped(content: bytes, weight: torch.Tensor) -> bytes:
+    """One bit of a weight the other way round."""
+    place = content.index(weight.detach().numpy().tobytes()) + 100
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "flipped"])
 def test_damaged_files_are_named(tmp_path, damage):
-    path = tmp_path / "model.pth.tar-1"
-    utils.save_checkpoint(state(nn.Linear(50, 50)), str(tmp_path))
-    path.write_bytes(path.read_bytes()[:3000] if damage is None else damage)
+    path, model = tmp_path / "model.pth.tar-1", nn.Linear(50, 50)
+    utils.save_checkpoint(state(model), str(tmp_path))
+    content = path.read_bytes()
+    damages = {"empty": b"", "cut": content[:3000], "text": b"this is text"}
+    path.write_bytes(damages.get(damage, flipped(content, model.weight)))
     with pytest.raises(ValueError, match=re.escape(str(path))):
         utils.load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="gone"):
         utils.load_checkpoint(tmp_path / "gone")
+
+
+def test_a_damaged_file_of_one_model_sends_all_to_an_older_epoch(tmp_path, capsys):
+    folders, model = [str(tmp_path / name) for name in "ab"], nn.Linear(50, 50)
+    for epoch in (1, 2):
+        for folder in folders:
+            utils.save_checkpoint(state(model, epoch), folder)
+    last = tmp_path / "b" / "model.pth.tar-2"
+    last.write_bytes(flipped(last.read_bytes(), model.weight))
+    assert [path[-15:] for path, _ in load_complete_set(folders)] == ["model.pth.tar-1"] * 2
+    assert f"An older checkpoint is looked for: {last} cannot be read" in capsys.readouterr().out
+    (tmp_path / "a" / "model.pth.tar-1").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"Not one checkpoint .*{last.name}.*give another"):
+        load_complete_set(folders)
 
 
 def test_epochs_of_several_models_are_never_mixed(tmp_path):

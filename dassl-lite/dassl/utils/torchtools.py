@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -60,6 +61,9 @@ def save_checkpoint(
 def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, with tensors and plain values only.
 
+    Checksums are compared, which torch writes and does not read: those of the zip archive that
+    torch.save makes.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds objects of other classes; with the way out.
@@ -69,6 +73,11 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
+        if zipfile.is_zipfile(fpath):  # else of torch before 1.6, or no checkpoint
+            with zipfile.ZipFile(fpath) as archive:
+                broken = archive.testzip()
+            if broken:
+                raise ValueError(f"the checksum of {broken} does not fit")
         return torch.load(fpath, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -84,7 +93,7 @@ def load_checkpoint(fpath: str | os.PathLike) -> dict[str, Any]:
             raise
         raise ValueError(
             f"{fpath} cannot be read ({(str(error) or 'it is empty').splitlines()[0]}). "
-            "Delete it to go on from an older checkpoint, or fetch it again."
+            "Fetch it again, or delete it to go on from an older checkpoint."
         ) from error
 
 
@@ -107,7 +116,7 @@ def read_pointer(fdir: str | os.PathLike) -> str | None:
     path = os.path.join(fdir, POINTER)
     if not os.path.isfile(path):
         return None
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         return file.readline().strip() or None
 
 
@@ -118,9 +127,19 @@ def restore(
     optimizer: torch.optim.Optimizer | None,
     scheduler: Any,
 ) -> int:
-    """Put a loaded checkpoint into model, optimizer and scheduler; return its finished epochs."""
+    """Put a loaded checkpoint into model, optimizer and scheduler; return its finished epochs.
+
+    Raises:
+        ValueError: it is of another model.
+    """
     print(f'Loading checkpoint from "{path}"')
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} is of another model: {error} Resume with the config it was trained with, or "
+            "give another --output-dir."
+        ) from error
     print("Loaded model weights")
     if optimizer is not None and checkpoint.get("optimizer") is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -137,10 +156,14 @@ def load_complete_set(folders: list[str]) -> list[tuple[str, dict[str, Any]]] | 
 
     A run killed between two models' saves leaves one of them ahead; such a pair is never mixed. The
     file named by the pointers comes first, then numbered files that every folder has, newest first.
+    A file that cannot be read is passed over, with a line that says so.
 
     Returns:
         One (path, checkpoint) per folder, or None when no epoch is complete.
+    Raises:
+        ValueError: there are checkpoints, and not one can be read.
     """
+    refused: list[str] = []
     pointers = {read_pointer(folder) for folder in folders}
     candidates = [pointers.pop()] if len(pointers) == 1 else []
     numbered = set.intersection(*(_saved_epochs(folder) for folder in folders))
@@ -148,12 +171,25 @@ def load_complete_set(folders: list[str]) -> list[tuple[str, dict[str, Any]]] | 
     for name in candidates:
         if name is None:
             continue
-        paths = [os.path.join(folder, name) for folder in folders]
+        paths = [os.path.join(folder, os.path.basename(name)) for folder in folders]
         if not all(os.path.isfile(path) for path in paths):
+            if name == candidates[0] and numbered:
+                print(f'"{POINTER}" in {folders[0]} names {name!r}, which is not there')
             continue
-        checkpoints = [load_checkpoint(path) for path in paths]
-        if len({checkpoint["epoch"] for checkpoint in checkpoints}) == 1:
+        try:
+            checkpoints = [load_checkpoint(path) for path in paths]
+            epochs = {int(checkpoint["epoch"]) for checkpoint in checkpoints}
+        except (ValueError, KeyError, TypeError) as error:
+            refused.append(" ".join(str(error).split()))
+            print(f"An older checkpoint is looked for: {refused[-1]}")
+            continue
+        if len(epochs) == 1:
             return list(zip(paths, checkpoints, strict=True))
+    if refused:
+        raise ValueError(
+            f"Not one checkpoint of {', '.join(folders)} can be read. {refused[0]} To train from "
+            "scratch, delete them or give another --output-dir."
+        )
     return None
 
 

@@ -35,6 +35,9 @@ def add_family_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--load-epoch", type=int, help="epoch of the checkpoint to load")
     parser.add_argument("--no-train", action="store_true", help="do not call trainer.train()")
     parser.add_argument(
+        "--trust-mtime", action="store_true", help="do not read images that look as in the dump"
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, for example OPTIM.MAX_EPOCH 10"
     )
 
@@ -186,6 +189,7 @@ def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
         "TRAINER.NAME": args.trainer,
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
+        "TRAINER.FDBPL.TRUST_MTIME": args.trust_mtime,
     }
     given = [item for key, value in plain.items() if value for item in (key, value)]
     if args.seed >= 0:  # seed 0 is a seed

@@ -36,6 +36,7 @@ NOT_IDENTITY = {
     "MODEL.INIT_WEIGHTS": "a path: what the file holds is a fact",
     "TRAINER.DISTILL.VOCABULARY": "a path: what the file holds is a fact",
     "TRAINER.FDBPL.STORE": "a path: what the store holds is a fact",
+    "TRAINER.FDBPL.TRUST_MTIME": "how closely images are compared with those of the dump",
     "TRAINER.PROMPTKD.TEACHER_DIR": "a path: the identity of the run there is a fact",
     "TEST.FEATURES_DIR": "a path: of a cache",
     "TEST.CACHE_FEATURES": "a cache: the same numbers with and without",

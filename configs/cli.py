@@ -151,7 +151,7 @@ def _fault(error: Exception, cfg: CfgNode) -> str:
         )
         return f"{key} takes a value of kind {wanted}, not {found}."
     if not said.startswith("Non-existent"):
-        return f"{said}."
+        return f"{said.rstrip('.')}."
     known = list(_keys(cfg))
     same = [other for other in known if other.split(".")[-1] == key.split(".")[-1].upper()]
     close = same[0] if len(same) == 1 else nearest(key, known)
@@ -217,6 +217,8 @@ def _as_held(cfg: CfgNode, opts: list[str]) -> list[str]:
     """Values in the type of their key: 200 for a float, and 0.3 for a list of one."""
     values = list(opts)
     for place, (key, value) in enumerate(zip(opts[::2], opts[1::2], strict=True)):
+        if cfg.key_is_renamed(key):
+            cfg.raise_key_rename_error(key)
         known = cfg
         for part in key.split("."):
             if not (isinstance(known, CfgNode) and part in known):

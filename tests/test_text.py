@@ -388,7 +388,8 @@ def test_pieces_leave_room_for_every_context(tiny_model, monkeypatch):
         # Two thirds of what all contexts keep are too little, four thirds are enough.
         for share, fits in ((2 / 3, False), (4 / 3, True)):
             monkeypatch.setattr(text, "_TRAINING_BYTES", int(share * kept))
-            assert encoder.in_one_piece(contexts) is fits, (contexts, share)
+            pieces = encoder._pieces(None, contexts, with_gradient=True)
+            assert (len(pieces) == 1) is fits, (contexts, share)
 
 
 # Prompts without a learned token

@@ -143,6 +143,9 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.FDBPL.STORE_KIND = "logits"  # logits, topk or features: what a dump keeps
     cfg.TRAINER.FDBPL.STORE_DTYPE = "float16"  # float16 or float32
     cfg.TRAINER.FDBPL.TOP_K = 10  # of kind topk: classes kept per region
+    # Images are compared with those of the dump. True: one whose size and time of change are as
+    # they were then is not read, even if the inode's time says that it was written since.
+    cfg.TRAINER.FDBPL.TRUST_MTIME = False
     # What a training step does with them. A weight of 0 switches its term off.
     cfg.TRAINER.FDBPL.REGIONS_PER_STEP = 1  # of each image in the batch
     # Hosts without image prompts: features of the regions are computed once, beside the store.

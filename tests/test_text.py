@@ -35,7 +35,9 @@ from models.text import PromptLayout, TextEncoder
 
 NAMES = ["cat", "Highway or Road", "Saint_Bernard", "pirate ship", "a", "2012 BMW M3 coupe!"]
 WIDTH = 128
-CUTTING = functools.partial(clip.tokenize, truncate=True)  # as models.clip wants tokenizers
+
+
+CUTTING = functools.partial(clip.tokenize, truncate=True)  # as models/clip.py takes it
 
 
 def tokenize(texts: list[str]) -> torch.Tensor:
@@ -148,7 +150,7 @@ def test_too_long_a_name_is_refused(clip_model):
 
     with pytest.raises(ValueError, match="Shorten the class name"):
         PromptLayout.build(
-            ["word " * 80], lambda texts: _tokenize(CUTTING, 77, texts), "a photo of a"
+            ["word " * 80], functools.partial(_tokenize, CUTTING, 77), "a photo of a"
         )
 
 
@@ -388,8 +390,8 @@ def test_pieces_leave_room_for_every_context(tiny_model, monkeypatch):
         # Two thirds of what all contexts keep are too little, four thirds are enough.
         for share, fits in ((2 / 3, False), (4 / 3, True)):
             monkeypatch.setattr(text, "_TRAINING_BYTES", int(share * kept))
-            pieces = encoder._pieces(None, contexts, with_gradient=True)
-            assert (len(pieces) == 1) is fits, (contexts, share)
+            one = len(encoder._pieces(None, contexts, with_gradient=True)) == 1
+            assert one is fits, (contexts, share)
 
 
 # Prompts without a learned token

@@ -10,7 +10,12 @@ RENAMED = {  # old key -> today's
     "TRAINER.KDPL.VOCABULARY": "TRAINER.DISTILL.VOCABULARY",
     "TRAINER.KDPL.K_MAX": "TRAINER.DISTILL.K_MAX",
 }
-DROPPED = ("MODEL.COMPILE", "TRAIN.CUDA_GRAPH")  # moved no result
+DROPPED = (  # how fast a training was, nothing that its prompts need
+    "MODEL.COMPILE",
+    "TRAIN.CUDA_GRAPH",
+    "TRAINER.FDBPL.CUT",
+    "TRAINER.FDBPL.DECODED_DIR",
+)
 
 
 def as_of_today(saved: CfgNode) -> CfgNode:

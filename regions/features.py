@@ -42,6 +42,7 @@ from regions.store.tensors import (
     parse_tensors,
     tensors_checksum,
 )
+from wording import counted
 
 # --- the file ---
 
@@ -78,7 +79,7 @@ class Found(NamedTuple):
         if not self.computed:
             return f"read from {self.path} in {self.seconds:.1f} s"
         where = f"kept as {self.path}" if self.path else "not kept (the folder cannot be written)"
-        some = f"those of {self.computed} images were missing, "
+        some = f"those of {counted(self.computed, 'image')} were missing, "
         some = some if self.computed < len(self.kept.ids) else ""
         size = human(self.kept.features.nbytes)
         return f"{some}computed in {self.seconds:.1f} s and {where} ({size})"

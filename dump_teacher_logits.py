@@ -282,7 +282,8 @@ def bytes_there(store: Path) -> int:
 def print_result(store: RegionStore) -> None:
     regions = len(store) * store.spec.num_regions
     print(
-        f"Wrote {store.path}: {len(store)} images x {store.spec.num_regions} regions.\n"
+        f"Wrote {store.path}: {counted(len(store), 'image')} x "
+        f"{counted(store.spec.num_regions, 'region')}.\n"
         f"Teacher accuracy {store.teacher_accuracy():.1f} % of the regions"
     )
     seconds = dump_seconds(store.path)

@@ -17,7 +17,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 import trainers  # noqa: F401  (importing registers them)
 from configs.cli import merge_yaml
-from configs.defaults import extend_cfg
+from configs.defaults import as_of_today, extend_cfg
 from reporting.identity import read_identity
 from reporting.results import FILE_NAME, REPO, RunResult, write_text
 from trainers.base import PromptTrainer
@@ -68,10 +68,10 @@ def open_run(
     cfg = get_cfg_default()
     extend_cfg(cfg)
     try:
-        merge_yaml(cfg, folder / CONFIG_FILE, of_a_run=True)
+        merge_yaml(cfg, folder / CONFIG_FILE, change=as_of_today)
     except ValueError as error:
         raise ValueError(
-            f"{error} If it was written by another version, use the commit in {folder / FILE_NAME}."
+            f"{error} If another version wrote it, use the commit in {folder / FILE_NAME}."
         ) from error
     cfg.freeze()
     names = list(classnames) or json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))

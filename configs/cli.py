@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
-from configs.defaults import RENAMED, as_of_today, extend_cfg
+from configs.defaults import RENAMED, extend_cfg
 from wording import nearest
 
 
@@ -80,14 +80,18 @@ def _merge_file(cfg: CfgNode, flag: str, name: str) -> None:
     merge_yaml(cfg, name, flag)
 
 
-def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "", of_a_run: bool = False) -> None:
+def merge_yaml(
+    cfg: CfgNode,
+    path: str | Path,
+    flag: str = "",
+    change: Callable[[CfgNode], CfgNode] = lambda loaded: loaded,
+) -> None:
     """Merge a yaml file; before it the one that its key _BASE_ names, a path beside it.
 
     Nothing in it is ever run, as yacs does with files named .py.
 
     Args:
-        of_a_run: a run wrote it, perhaps with older keys.
-
+        change: is done with what was read before it is merged.
     Raises:
         ValueError: it is no yaml file of keys and values, or a key or value does not fit; with the
             line.
@@ -113,12 +117,11 @@ def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "", of_a_run: bool = 
         raise ValueError(f"{named} is no text in UTF-8 (byte {error.start}).") from error
     except AssertionError as error:  # yacs takes no dates
         raise ValueError(f"{named}: {_plain(error)}.") from error
+    base = loaded.pop("_BASE_", "")
+    if base:
+        _merge_file(cfg, f"{named}: _BASE_", str(Path(path).parent / str(base)))
     try:
-        base = loaded.pop("_BASE_", "")
-        if base:
-            merge_yaml(cfg, Path(path).parent / base, flag)
-        if of_a_run:
-            as_of_today(loaded)
+        loaded = change(loaded)
         _whole_numbers_as_floats(loaded, cfg)
         cfg.merge_from_other_cfg(loaded)
     except (KeyError, ValueError, AssertionError) as error:

@@ -27,6 +27,7 @@ from trainers.distillation import Distillation
 from trainers.feature_cache import cached_regions, has_frozen_images
 from trainers.registry import objective
 from trainers.tuned_teacher import with_tuned_text
+from wording import counted
 
 REGION_WEIGHTS = ("entropy", "none")
 
@@ -111,7 +112,7 @@ class StoredRegions(Distillation):
         if cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS:
             labels = [item.label for item in dataset.train_x]
             store = with_tuned_text(store, needs, labels, cfg, self.device)
-        print(f"Teacher logits of {len(needs.images)} images are read from {path}")
+        print(f"Teacher logits of {counted(len(needs.images), 'image')} are read from {path}")
         return store
 
     def teacher_text(self, classnames: Sequence[str], template: str) -> tuple[np.ndarray, str]:

@@ -56,7 +56,7 @@ from reporting.paired import write_predictions
 from reporting.results import FILE_NAME, RunResult, git_commit, library_versions, peak_rss_bytes
 from trained import describe_run
 from trainers.base import PromptTrainer
-from wording import unknown
+from wording import counted, unknown
 
 DATASET_FLAG = "DATASET.NAME, of --dataset-config-file configs/datasets/<data set>.yaml,"
 
@@ -113,7 +113,8 @@ def run_seeds(args: argparse.Namespace) -> list[PromptTrainer]:
                 told.append(f"seed {seed}: {explain(error)}")
                 print(f"error: {told[-1]}")
     if told:
-        raise ValueError(f"{len(told)} of {len(args.seeds)} seeds failed. {' '.join(told)}")
+        of = counted(len(args.seeds), "seed")
+        raise ValueError(f"{len(told)} of {of} failed. {' '.join(told)}")
     return done
 
 

@@ -17,6 +17,13 @@ def plural(what: str) -> str:
     return what + ("es" if what.endswith(("s", "x", "sh", "tch")) else "s")
 
 
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like this one, capitals aside; "" where none is alike."""
     alike = {other.casefold(): other for other in known}

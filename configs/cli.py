@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
-from configs.defaults import extend_cfg
+from configs.defaults import RENAMED, extend_cfg
 from wording import nearest
 
 
@@ -34,6 +34,9 @@ def add_family_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-dir", default="", help="run folder to load for --eval-only")
     parser.add_argument("--load-epoch", type=int, help="epoch of the checkpoint to load")
     parser.add_argument("--no-train", action="store_true", help="do not call trainer.train()")
+    parser.add_argument(
+        "--trust-mtime", action="store_true", help="do not read images that look as in the dump"
+    )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, for example OPTIM.MAX_EPOCH 10"
     )
@@ -77,11 +80,18 @@ def _merge_file(cfg: CfgNode, flag: str, name: str) -> None:
     merge_yaml(cfg, name, flag)
 
 
-def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "") -> None:
+def merge_yaml(
+    cfg: CfgNode,
+    path: str | Path,
+    flag: str = "",
+    change: Callable[[CfgNode], CfgNode] = lambda loaded: loaded,
+) -> None:
     """Merge a yaml file; before it the one that its key _BASE_ names, a path beside it.
 
     Nothing in it is ever run, as yacs does with files named .py.
 
+    Args:
+        change: is done with what was read before it is merged.
     Raises:
         ValueError: it is no yaml file of keys and values, or a key or value does not fit; with the
             line.
@@ -107,10 +117,11 @@ def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "") -> None:
         raise ValueError(f"{named} is no text in UTF-8 (byte {error.start}).") from error
     except AssertionError as error:  # yacs takes no dates
         raise ValueError(f"{named}: {_plain(error)}.") from error
+    base = loaded.pop("_BASE_", "")
+    if base:
+        _merge_file(cfg, f"{named}: _BASE_", str(Path(path).parent / str(base)))
     try:
-        base = loaded.pop("_BASE_", "")
-        if base:
-            merge_yaml(cfg, Path(path).parent / base, flag)
+        loaded = change(loaded)
         _whole_numbers_as_floats(loaded, cfg)
         cfg.merge_from_other_cfg(loaded)
     except (KeyError, ValueError, AssertionError) as error:
@@ -152,6 +163,8 @@ def _fault(error: Exception, cfg: CfgNode) -> str:
         return f"{key} takes a value of kind {wanted}, not {found}."
     if not said.startswith("Non-existent"):
         return f"{said}."
+    if key in RENAMED:
+        return f"{key} was renamed to {RENAMED[key]}."
     known = list(_keys(cfg))
     same = [other for other in known if other.split(".")[-1] == key.split(".")[-1].upper()]
     close = same[0] if len(same) == 1 else nearest(key, known)
@@ -179,6 +192,7 @@ def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
         "TRAINER.NAME": args.trainer,
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
+        "TRAINER.FDBPL.TRUST_MTIME": args.trust_mtime,
     }
     given = [item for key, value in plain.items() if value for item in (key, value)]
     if args.seed >= 0:  # seed 0 is a seed

@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from files import human
+from wording import counted
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -20,7 +21,7 @@ def verify(args: argparse.Namespace) -> int:
         print(f"not part of the store: {name}")
     for damage in found.damages:
         print(f"damaged: {damage.file}: {damage.why}", file=sys.stderr)
-    size = f"{found.files} files, {human(found.bytes)}"
+    size = f"{counted(found.files, 'file')}, {human(found.bytes)}"
     if found.damages:
         print(f"{args.store}: {len(found.damages)} of {size} damaged.")
         return 1

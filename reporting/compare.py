@@ -47,6 +47,7 @@ from reporting.tables import (
     harmonic_mean,
     with_ci95,
 )
+from wording import counted
 
 PHASES = {
     BASE2NEW: tuple(PHASE_OF_SCOPE.values()),
@@ -286,15 +287,16 @@ def _data(protocol: str, entries: Sequence[Entry]) -> list[str]:
         told = []
         for name in sorted(sizes):
             parts = [
-                f"{sizes[name][scope].num_classes} {scope} classes with "
-                f"{sizes[name][scope].num_images} test images"
+                f"{counted(sizes[name][scope].num_classes, f'{scope} class')} with "
+                f"{counted(sizes[name][scope].num_images, 'test image')}"
                 for scope in PHASE_OF_SCOPE
                 if scope in sizes[name]
             ]
             told.append(f"{name} ({', '.join(parts)})")
     else:
         told = [
-            f"{name} ({of['all'].num_classes} classes, {of['all'].num_images} test images)"
+            f"{name} ({counted(of['all'].num_classes, 'class')}, "
+            f"{counted(of['all'].num_images, 'test image')})"
             for name, of in sizes.items()
         ]
     return ["Data: " + "; ".join(told) + "."]

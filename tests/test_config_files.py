@@ -73,6 +73,15 @@ def test_the_config_of_a_run_is_read_with_the_same_care(tmp_path):
         open_run(tmp_path)
 
 
+def test_a_base_is_told_by_its_own_name_and_lines(tmp_path):
+    (tmp_path / "own.yaml").write_text("A: 1\n_BASE_: base.yaml\n")
+    with pytest.raises(ValueError, match=r"own.yaml: _BASE_ \S+/base.yaml does not exist"):
+        cfg_of("--config-file", tmp_path / "own.yaml")
+    (tmp_path / "base.yaml").write_text(HEAD + "  MAX_EPOC: 3\n")
+    with pytest.raises(ValueError, match=r"own.yaml: _BASE_ \S+/base.yaml, line 3 does not fit"):
+        cfg_of("--config-file", tmp_path / "own.yaml")
+
+
 def test_yml_and_whole_numbers_for_floats_are_read(tmp_path):
     path = tmp_path / "recipe.yml"
     path.write_text("OPTIM:\n  LR: 1\n")

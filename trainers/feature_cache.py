@@ -20,6 +20,7 @@ from inputs import image_id
 from models.prompted_clip import FrozenCLIP
 from regions.dataset import RegionDataset, regions_per_pass
 from regions.features import Features, Found, Student, complete, feature_key, student_features
+from wording import counted
 
 
 def has_frozen_images(model: FrozenCLIP) -> bool:
@@ -41,7 +42,8 @@ def cached_regions(model: FrozenCLIP, regions: RegionDataset, root: str, workers
         at_once=regions_per_pass(clip.device),
     )
     found = student_features(regions.store, regions.places, student, root, workers)
-    what = f"Student features of {len(regions)} images x {regions.store.spec.num_regions} regions"
+    seen = counted(len(regions), "image"), counted(regions.store.spec.num_regions, "region")
+    what = f"Student features of {' x '.join(seen)}"
     print(f"{what}: {found}. Training opens no image")
     return found.kept
 
@@ -97,7 +99,7 @@ class FeatureBatches:
             yield from self.loader
             return
         found = self._find(ids)
-        print(f"Features of {len(ids)} images: {found}")
+        print(f"Features of {counted(len(ids), 'image')}: {found}")
         features = found.kept.features[found.kept.places(ids)]
         for first in range(0, len(items), size):
             part = items[first : first + size]

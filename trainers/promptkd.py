@@ -20,6 +20,7 @@ from models.vision import VisionEncoder
 from trainers.base import PromptTrainer
 from trainers.checkpoint import find_checkpoint, load_prompts, read_checkpoint, translate
 from trainers.images import data_manager
+from wording import counted
 
 TEACHER_MODEL_NAME = "VLPromptLearner"  # PromptSRC's folder for its prompts
 
@@ -106,7 +107,7 @@ class PromptKD(PromptTrainer):
             self.train_loader_x, taught = self.everything.train_loader_x, self.everything.dataset
             print(
                 f"Transductive: {len(taught.train_x)} unlabelled images of all "
-                f"{len(taught.classnames)} classes, those it is tested on included"
+                f"{counted(len(taught.classnames), 'class')}, those it is tested on included"
             )
         with torch.no_grad():
             self.taught_text_CT = self.teacher.for_classes(taught.classnames).text_features()

@@ -52,7 +52,7 @@ def report_own_data(trainer) -> OwnDataReport | None:
     accuracy = _accuracy(trainer, images, zero_shot, kept=True)
     teacher = _teacher_accuracy(trainer, images)
     warnings = _warnings(len(counts), accuracy, teacher)
-    print(f'Own data: {len(counts)} classes, prompt "{template}"\n{_table(counts)}')
+    print(f'Own data: {counted(len(counts), "class")}, prompt "{template}"\n{_table(counts)}')
     print(f"Zero-shot accuracy of the student on {len(images)} training images: {accuracy:.1f} %")
     if teacher is not None:
         where = "on them" if trainer.store is None else "on the regions of the store"

@@ -15,6 +15,7 @@ from regions.store.spec import RegionSpec
 from regions.store.teacher_text import kept_variants
 from regions.store.tensors import RegionStoreError
 from regions.tools.survey import SURVEYED, survey
+from wording import counted
 
 
 def info(path: str | Path, max_images: int = SURVEYED) -> str:
@@ -92,7 +93,9 @@ def _of_values(store: RegionStore, max_images: int) -> dict[str, str]:
 
 
 def _of_text(store: RegionStore) -> dict[str, str]:
-    kept = [f"{text.variant} ({text.num_classes} classes)" for text in kept_variants(store)]
+    kept = [
+        f"{text.variant} ({counted(text.num_classes, 'class')})" for text in kept_variants(store)
+    ]
     return {"Text variants": f"{', '.join(kept)}, in {store.path.name}.text"} if kept else {}
 
 

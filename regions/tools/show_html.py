@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from regions.tools.show_colours import STOPS, Ramp
+from wording import counted
 
 if TYPE_CHECKING:
     from regions.tools.show import ClassView, Histogram, ImageView, Region, StoreView
@@ -26,7 +27,7 @@ def page(view: StoreView) -> str:
         ("Teacher", f"{spec.teacher}, {spec.teacher_precision}"),
         ("Prompt", spec.template),
         ("Classes", f"{len(spec.classnames)}"),
-        ("Images", f"{len(spec.images):,} × {spec.num_regions} regions"),
+        ("Images", f"{len(spec.images):,} × {counted(spec.num_regions, 'region')}"),
         ("Kept", f"{spec.kind}, {spec.dtype}"),
         ("Regions drawn from", f"seed {spec.seed}"),
         ("Teacher accuracy", f"{found.teacher_accuracy:.1f} % of the regions"),

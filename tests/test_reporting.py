@@ -23,6 +23,7 @@ from fake_runs import answer, fake_identity, fake_result, write_run
 
 from reporting import compare as tables_of
 from reporting.paired import (
+    Difference,
     read_predictions,
     standard_error,
     write_predictions,
@@ -55,7 +56,16 @@ from reporting.results import (
     now,
     peak_rss_bytes,
 )
-from reporting.tables import Score, Spread, Table, aggregate, harmonic_mean, render
+from reporting.tables import (
+    Row,
+    Score,
+    Spread,
+    Table,
+    aggregate,
+    aggregate_with_keys,
+    harmonic_mean,
+    render,
+)
 
 
 def compare(root, **choices) -> Table:
@@ -986,6 +996,159 @@ def test_formats_hold_the_same_numbers(tree):
     assert plain["rows"][1]["h"]["mean"] == 2 * 70 * 25 / 95 and plain["notes"] == ["a note"]
     with pytest.raises(ValueError, match="choose one of text, markdown"):
         render(table, "word")
+
+
+def hand_made_table() -> Table:
+    backbone, halves = "ViT-B/16", ("base", "new", "H")
+
+    def cells(*values):
+        given = [value if value is None else Spread(*value) for value in values]
+        return dict(zip(halves, given, strict=True))
+
+    paper = cells((72.433, None), (68.14, None), (70.219, None))
+    one_half = cells((70.0, 10.0, 2), None, None)
+    both = cells((71.014, 0.5, 3), (60.0, 1.25, 3), (65.04, 0.75, 3))
+    minus = {"base": Difference(1.006, 0.5, 2), "new": Difference(-2.0, None, 2)}
+    rows = [
+        Row("pets", "CLIP", "", backbone, 16, paper, {}, published="a paper, table 3"),
+        Row(
+            *("pets", "CoOp", "1e3", backbone, 16, one_half, {"base": (1, 2), "new": ()}, 12.34),
+            knobs=("A 1", "B"),
+            transductive=True,
+        ),
+        Row(
+            *("pets", "FDBPL", "1e3", backbone, 16, both),
+            *({"base": (1, 2, 3), "new": (1, 2, 3)}, 10.0, 15.06),
+            differences=minus,
+        ),
+        Row(
+            *("average", "FDBPL", "1e3 + é", backbone, 4, cells((0.0, 0.0), None, None)),
+            {"base": (7,)},
+            num_datasets=2,
+            is_average=True,
+        ),
+    ]
+    caption, notes = ["First line.", "mean ± std over seeds."], ["a note", "another"]
+    return Table(rows, caption, notes, baseline="CoOp")
+
+
+HAND_MADE = [  # what is to be read in it, however it is laid out
+    "data set|method|config|knobs|backbone|shots|seeds|base|new|H|train s|+ dump s",
+    "pets|CLIP (published) [1]|||ViT-B/16|16||72.43|68.14|70.22|—|—",
+    "pets|CoOp (transductive)|1e3|A 1, B|ViT-B/16|16|2 base, 0 new|70.00 ± 10.00|—|—|12.3|—",
+    "pets|FDBPL|1e3||ViT-B/16|16|3|71.01 ± 0.50|60.00 ± 1.25|65.04 ± 0.75|10.0|15.1",
+    "|minus CoOp||||||+1.01 ± 0.50|-2.00|—||",
+    "average of 2|FDBPL|1e3 + é||ViT-B/16|4|1|0.00 ± 0.00|—|—|—|—",
+]
+
+
+def test_a_table_as_text_is_read_cell_by_cell():
+    lines = render(hand_made_table(), "text").splitlines()
+    assert lines[:3] == ["First line.", "mean ± std over seeds.", ""]
+    assert lines[-3:] == ["", "a note", "another"] and len(lines) == 3 + 7 + 3
+    head, rule, *body = lines[3:-3]
+    starts = [match.start() for match in re.finditer("-+", rule)]
+    ends = [match.end() for match in re.finditer("-+", rule)]
+    for line, wanted in zip([head, *body], HAND_MADE, strict=True):
+        cells = [line[start:end] for start, end in zip(starts, ends, strict=True)]
+        assert [cell.strip() for cell in cells] == wanted.split("|")
+        for place, cell in enumerate(cells):  # words begin alike, numbers end alike
+            text = cell.strip()
+            if text:
+                assert cell.rstrip().endswith(text) if place < 5 else cell.endswith(text)
+                assert place > 4 or cell.startswith((text, f"  {text}"))
+
+
+def test_a_table_as_markdown_and_latex_holds_the_same_cells():
+    text = render(hand_made_table(), "markdown")
+    assert text.startswith("First line.  \nmean ± std over seeds.\n\n| data set")
+    assert text.endswith("|\n\n- a note\n- another\n")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    found = ["|".join(cell.strip() for cell in line[1:-1].split("|")) for line in lines]
+    assert [found[0], *found[2:]] == HAND_MADE
+    text = render(hand_made_table(), "latex")
+    start = "% First line.\n% mean ± std over seeds.\n% a note\n% another\n\\begin{tabular}{lllll"
+    assert text.startswith(start + "rrrrrrr}\n") and text.endswith("\\end{tabular}\n")
+    lines = [line[:-2] for line in text.splitlines() if line.endswith("\\\\")]
+    assert ["|".join(c.strip() for c in line.split("&")) for line in lines] == HAND_MADE
+
+
+def test_a_table_as_csv_and_json_keeps_every_digit():
+    lines = render(hand_made_table(), "csv").splitlines()
+    assert lines == [
+        "dataset,trainer,config,backbone,shots,base_seeds,new_seeds,base_mean,base_std,new_mean,"
+        "new_std,h_mean,h_std,train_seconds,train_and_dump_seconds,num_datasets,knobs,"
+        "transductive,published,base_difference,base_difference_error,new_difference,"
+        "new_difference_error,h_difference,h_difference_error",
+        'pets,CLIP,,ViT-B/16,16,,,72.433,,68.14,,70.219,,,,1,,False,"a paper, table 3",,,,,,',
+        "pets,CoOp,1e3,ViT-B/16,16,1 2,,70.0,10.0,,,,,12.34,,1,A 1 B,True,,,,,,,",
+        "pets,FDBPL,1e3,ViT-B/16,16,1 2 3,1 2 3,71.014,0.5,60.0,1.25,65.04,0.75,10.0,15.06,1,,"
+        "False,,1.006,0.5,-2.0,,,",
+        "average,FDBPL,1e3 + é,ViT-B/16,4,7,,0.0,0.0,,,,,,,2,,False,,,,,,,",
+    ]
+    text = render(hand_made_table(), "json")
+    assert text.startswith('{\n "rows": [\n  {\n   "dataset": "pets"') and text.endswith("}\n")
+    assert '"1e3 + é"' in text
+    plain = json.loads(text)
+    assert plain["caption"] == ["First line.", "mean ± std over seeds."]
+    assert plain["columns"] == ["base", "new", "H"] and plain["baseline"] == "CoOp"
+    clip, coop, fdbpl, average = plain["rows"]
+    assert clip["base"] == {"mean": 72.433, "std": None, "count": 1} and "cells" not in clip
+    assert coop["new"] is None and coop["knobs"] == ["A 1", "B"] and coop["transductive"] is True
+    assert fdbpl["h"] == {"mean": 65.04, "std": 0.75, "count": 3}
+    assert fdbpl["differences"]["new"] == {"mean": -2.0, "error": None, "seeds": 2}
+    assert average["is_average"] is True and average["num_datasets"] == 2
+    bad = replace(hand_made_table().rows[0], train_seconds=math.nan)
+    with pytest.raises(ValueError):
+        render(Table([bad]), "json")
+
+
+def test_rows_that_share_all_and_rows_without_seeds():
+    """One data set, config and number of shots are left to the caption; ranges of seeds shown."""
+    backbone, given = "b", {"4": Spread(50.0, None), "8": Spread(60.0, None)}
+    rows = [
+        Row("pets", "CoOp", "c", backbone, None, given, {"4": (1, 2, 3), "8": (1,)}),
+        Row("pets", "FDBPL", "c", backbone, None, given, {"4": (1, 2), "8": (3, 4)}),
+        Row("pets", "MaPLe", "c", backbone, None, given, {}),
+    ]
+    head, _, *body = render(Table(rows, columns=("4", "8")), "text").splitlines()
+    assert re.split(r"\s{2,}", head) == ["method", "backbone", "seeds", "4", "8", "train s",
+                                         "+ dump s"]  # fmt: skip
+    assert [re.split(r"\s{2,}", line.strip())[2] for line in body] == ["1-3", "2", "0"]
+    assert render(Table([], ["nothing"]), "text") == "nothing\n"
+
+
+def test_rows_stand_by_data_set_shots_and_method():
+    given = [
+        ("pets", "FDBPL", 4), ("pets", "CoOp_KDPL", 4), ("pets", "Zzz", 4), ("dtd", "CoOp", 16),
+        ("pets", "MaPLe", 4), ("dtd", "CoOp", 4), ("pets", "CoOp_FDBPL", 4), ("pets", "CoOp", 4),
+        ("dtd", "FDBPL", 4), ("pets", "MaPLe", 16), ("dtd", "MaPLe", 16),
+    ]  # fmt: skip
+    rows = aggregate(
+        score
+        for dataset, trainer, shots in given
+        for score in scores(trainer, [60.0], [40.0], dataset=dataset, shots=shots)
+    )
+    assert [(row.dataset, row.trainer, row.shots) for row in rows] == [
+        ("dtd", "CoOp", 4), ("dtd", "FDBPL", 4), ("dtd", "CoOp", 16), ("dtd", "MaPLe", 16),
+        ("pets", "CoOp", 4), ("pets", "MaPLe", 4), ("pets", "Zzz", 4), ("pets", "CoOp_KDPL", 4),
+        ("pets", "CoOp_FDBPL", 4), ("pets", "FDBPL", 4), ("pets", "MaPLe", 16),
+        ("average", "CoOp", 4), ("average", "FDBPL", 4), ("average", "MaPLe", 16),
+    ]  # fmt: skip
+    keys = aggregate_with_keys(scores("CoOp", [1.0], [1.0]) + scores("CoOp", [3.0], [3.0],
+                                                                     dataset="pets"))  # fmt: skip
+    assert [(row.dataset, [key[0] for key in of]) for row, of in keys] == [
+        ("dtd", ["dtd"]), ("pets", ["pets"]), ("average", ["dtd", "pets"]),
+    ]  # fmt: skip
+    assert len(aggregate(scores("CoOp", [1.0], [1.0]), over_datasets=False)) == 1
+
+
+def test_an_average_lacks_what_one_of_its_data_sets_lacks():
+    both, half = scores("CoOp", [60.0, 80.0], [40.0, 60.0]), scores("CoOp", [50.0], [10.0])
+    half = [replace(score, dataset="pets") for score in half if score.column == "base"]
+    *_, average = aggregate(both + half)
+    assert average.base == Spread(60.0, None) and average.new is None and average.h is None
+    assert average.base_seeds == (1,) and average.new_seeds == ()
 
 
 def test_columns_that_do_not_vary_stand_in_the_caption_alone():

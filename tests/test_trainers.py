@@ -140,6 +140,43 @@ def test_all_terms_off_is_refused(world, store):
         run(world, store, "FDBPL", "off", **keys)
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 5])
+def test_a_step_takes_1_to_all_regions_of_an_image(world, store, count):
+    keys = {"TRAINER.FDBPL.REGIONS_PER_STEP": count, "TEST.NO_TEST": True}
+    if count in (0, 5):
+        with pytest.raises(ValueError, match=rf"STEP is {count}; it needs 1 to NUM_REGIONS \(4\)"):
+            run(world, store, "FDBPL", f"step/{count}", epochs=1, **keys)
+        return
+    trainer = run(world, store, "FDBPL", f"step/{count}", epochs=1, **keys)
+    batches = list(trainer.train_loader_x)
+    size = trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    assert len(batches) == 24 * 4 // size == trainer.num_batches
+    for batch in batches:
+        assert len(batch["label"]) == len(batch["teacher_logits"]) == size * count
+        counts = torch.bincount(batch["index"], minlength=96)
+        assert counts[counts > 0].tolist() == [count] * size
+    seen = torch.cat([batch["index"].unique() for batch in batches])
+    assert len(seen.unique()) == len(seen)  # no image twice in an epoch
+
+
+@pytest.mark.parametrize("images", [40, 1000])
+def test_a_batch_is_whole_and_as_large_as_there_are_images(world, store, images):
+    keys = {"DATALOADER.TRAIN_X.BATCH_SIZE": images, "TEST.NO_TEST": True}
+    trainer = run(world, store, "FDBPL", f"batch/{images}", epochs=1, **keys)
+    sizes = [len(batch["label"]) for batch in trainer.train_loader_x]
+    assert sizes == ([40, 40] if images == 40 else [96])
+
+
+@pytest.mark.parametrize("alone", ["DISTILL", "REJECT", "SIMILARITY", "CASCADE", "labels"])
+def test_one_term_alone_is_enough(world, store, alone):
+    keys = {f"TRAINER.FDBPL.{k}_WEIGHT": float(k == alone)
+            for k in ("DISTILL", "REJECT", "SIMILARITY", "CASCADE")}  # fmt: skip
+    keys |= {"TRAINER.DISTILL.LABEL_WEIGHT": float(alone == "labels"), "TEST.NO_TEST": True}
+    trainer = run(world, store, "FDBPL", f"alone/{alone}", epochs=1, **keys)
+    terms, _ = trainer.losses(next(iter(trainer.train_loader_x)))
+    assert list(terms) == [alone.lower()]
+
+
 def written_out_terms(f_BD, text_2CD, scale, teacher_BC, margin, weighted):
     """The table of docs/METHOD.md in float64, region by region and pair by pair, unweighted."""
     f_BD, text_2CD, teacher_BC = f_BD.double(), text_2CD.double(), teacher_BC.double()

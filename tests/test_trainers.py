@@ -13,6 +13,7 @@ from toy_runs import REPO, flags, run, stopped_in
 
 import train
 from configs.cli import setup_cfg
+from models import clip
 from reporting.results import RunResult
 
 TRAINED = ["CoOp", "CoOp_KDPL", "FDBPL"]
@@ -165,6 +166,22 @@ def test_a_batch_is_whole_and_as_large_as_there_are_images(world, store, images)
     trainer = run(world, store, "FDBPL", f"batch/{images}", epochs=1, **keys)
     sizes = [len(batch["label"]) for batch in trainer.train_loader_x]
     assert sizes == ([40, 40] if images == 40 else [96])
+
+
+def test_workers_cut_regions_and_kept_features_need_none(world, store):
+    keys = {"DATALOADER.NUM_WORKERS": 1, "TEST.NO_TEST": True}
+    cut = run(world, store, "VPT_FDBPL", "workers/cut", epochs=1, **keys).train_loader_x
+    kept = run(world, store, "FDBPL", "workers/kept", epochs=1, **keys).train_loader_x
+    assert (cut.num_workers, kept.num_workers) == (1, 0)
+    assert not cut.pin_memory and not kept.pin_memory  # on a CPU
+    assert cut.dataset[0]["img"].shape[1:] == (3, 48, 48)
+    assert next(iter(kept))["img"].dim() == 2  # features, not pixels
+
+
+def test_other_weights_under_the_teachers_name_are_refused(world, store, monkeypatch):
+    monkeypatch.setitem(clip.TOY_FILES, "toy-teacher", clip.TOY_FILES["toy-student"])
+    with pytest.raises(ValueError, match="teacher with weights .*, but this run has"):
+        run(world, store, "FDBPL", "weights", epochs=1)
 
 
 @pytest.mark.parametrize("alone", ["DISTILL", "REJECT", "SIMILARITY", "CASCADE", "labels"])

@@ -285,7 +285,7 @@ def print_result(store: RegionStore) -> None:
         f"Wrote {store.path}: {len(store)} images x {store.spec.num_regions} regions.\n"
         f"Teacher accuracy {store.teacher_accuracy():.1f} % of the regions"
     )
-    seconds = dump_seconds(store.path)
+    seconds = dump_seconds(store.path, store.spec.id)
     if seconds:
         print(
             f"Took            {seconds:.1f} s, loading the teacher included: "

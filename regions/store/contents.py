@@ -216,8 +216,9 @@ def join(store: Path, spec: RegionSpec) -> None:
     path = contents_path(store)
     with _locked(path):
         if path.exists():
-            records = Contents.read(store, spec, finished=False).records
-            write_whole(path, _line(records, spec.id))
+            line = _line(Contents.read(store, spec, finished=False).records, spec.id)
+            if line != path.read_bytes():
+                write_whole(path, line)
 
 
 def forget(store: Path) -> None:

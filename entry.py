@@ -22,9 +22,10 @@ AGAIN = "run the same line again, it continues."  # what work that keeps its pla
 PIPE_CLOSED = 141  # as of a command that SIGPIPE ends
 SECONDS_TO_END = 10.0  # of a child that was asked to
 SECONDS_TO_HEAR = 2.0  # of a signal
-_SIGNALS = [  # Windows has no SIGHUP
+_SIGNALS = [  # Windows has no SIGHUP, and no alarm
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_ALARM = getattr(signal, "SIGALRM", None)
 
 
 class UsageError(ValueError):
@@ -103,16 +104,16 @@ def _signals_raise() -> Iterator[list[int]]:
         if not came:  # a closed terminal sends several
             came.append(number)
             end_workers()  # before who waits for them is gone, which they would tell
-            if signal.SIGALRM in found:
+            if _ALARM in found:
                 signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_HEAR, SECONDS_TO_HEAR)
-        elif number != signal.SIGALRM:
+        elif number != _ALARM:
             return
         if not _unbroken:
             raise Stopped(came[0])
         _unbroken[0] = came[0]
 
     found = {}
-    for number in (*_SIGNALS, signal.SIGALRM):
+    for number in [*_SIGNALS, _ALARM] if _ALARM else _SIGNALS:
         handler = signal.getsignal(number)
         if handler in (signal.SIG_DFL, signal.default_int_handler, _end_at_once):  # nohup ignores
             with contextlib.suppress(ValueError):  # not the main thread
@@ -144,7 +145,8 @@ def unbroken() -> Iterator[None]:
 
 def heard() -> None:
     """Said where a stop is being dealt with in more than SECONDS_TO_HEAR."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    if _ALARM:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _end_at_once(number: int, _frame: object) -> None:

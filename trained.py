@@ -14,11 +14,10 @@ from types import SimpleNamespace
 
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from yacs.config import CfgNode
-from yaml import YAMLError
 
 import trainers  # noqa: F401  (importing registers them)
-from configs.defaults import as_of_today, extend_cfg
+from configs.cli import merge_yaml
+from configs.defaults import extend_cfg
 from reporting.identity import read_identity
 from reporting.results import FILE_NAME, REPO, RunResult, write_text
 from trainers.base import PromptTrainer
@@ -69,12 +68,10 @@ def open_run(
     cfg = get_cfg_default()
     extend_cfg(cfg)
     try:
-        with open(folder / CONFIG_FILE, encoding="utf-8") as file:
-            cfg.merge_from_other_cfg(as_of_today(CfgNode.load_cfg(file)))
-    except (KeyError, ValueError, AssertionError, YAMLError) as error:
+        merge_yaml(cfg, folder / CONFIG_FILE, of_a_run=True)
+    except ValueError as error:
         raise ValueError(
-            f"{folder / CONFIG_FILE} does not fit this version: {error.args[0]}. If another one "
-            f"wrote it, use the commit in {folder / FILE_NAME}."
+            f"{error} If it was written by another version, use the commit in {folder / FILE_NAME}."
         ) from error
     cfg.freeze()
     names = list(classnames) or json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import yaml
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
-from configs.defaults import extend_cfg
+from configs.defaults import RENAMED, as_of_today, extend_cfg
 from wording import nearest
 
 
@@ -80,10 +80,13 @@ def _merge_file(cfg: CfgNode, flag: str, name: str) -> None:
     merge_yaml(cfg, name, flag)
 
 
-def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "") -> None:
+def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "", of_a_run: bool = False) -> None:
     """Merge a yaml file; before it the one that its key _BASE_ names, a path beside it.
 
     Nothing in it is ever run, as yacs does with files named .py.
+
+    Args:
+        of_a_run: a run wrote it, perhaps with older keys.
 
     Raises:
         ValueError: it is no yaml file of keys and values, or a key or value does not fit; with the
@@ -114,6 +117,8 @@ def merge_yaml(cfg: CfgNode, path: str | Path, flag: str = "") -> None:
         base = loaded.pop("_BASE_", "")
         if base:
             merge_yaml(cfg, Path(path).parent / base, flag)
+        if of_a_run:
+            as_of_today(loaded)
         _whole_numbers_as_floats(loaded, cfg)
         cfg.merge_from_other_cfg(loaded)
     except (KeyError, ValueError, AssertionError) as error:
@@ -155,6 +160,8 @@ def _fault(error: Exception, cfg: CfgNode) -> str:
         return f"{key} takes a value of kind {wanted}, not {found}."
     if not said.startswith("Non-existent"):
         return f"{said}."
+    if key in RENAMED:
+        return f"{key} was renamed to {RENAMED[key]}."
     known = list(_keys(cfg))
     same = [other for other in known if other.split(".")[-1] == key.split(".")[-1].upper()]
     close = same[0] if len(same) == 1 else nearest(key, known)

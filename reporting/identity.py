@@ -21,7 +21,7 @@ from reporting.results import write_text
 FILE_NAME = "identity.json"
 
 # Raise it by one when a change of the code moves the numbers of a run whose config is the same.
-# tests/test_identity.py notices such a change by the prompts of two toy runs. Runs of different
+# tests/test_identity.py notices such a change by the prompts of three toy runs. Runs of different
 # versions are neither resumed nor averaged.
 METHOD_VERSION = 1
 

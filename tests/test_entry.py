@@ -117,10 +117,14 @@ def test_a_child_ends_with_its_parent_and_is_the_one_that_tells(tmp_path):
 
 def test_a_training_with_workers_leaves_a_checkpoint_and_no_process(world):
     """A process of its own, stopped as Slurm does it, in the midst of an epoch."""
-    from test_startup import SMALL_WORLD
     from toy_runs import flags, options
 
-    code = SMALL_WORLD + "import sys, entry, train; sys.exit(entry.run_script(train.main))"
+    small = (  # in that process, as the fixture has it in this one
+        "from dataclasses import replace; from datasets import toy; "
+        "small = replace(toy.TOY_SETS['ToyShapes'], counts={'train': 4, 'val': 2, 'test': 4}); "
+        "toy.TOY_SETS['ToyShapes'] = small; "
+    )
+    code = small + "import sys, entry, train; sys.exit(entry.run_script(train.main))"
     out = world / "stopped"
     keys = options(epochs=400, **{"DATALOADER.NUM_WORKERS": 2, "DATALOADER.TRAIN_X.BATCH_SIZE": 4})
     command = [sys.executable, "-c", code, *flags(world, "CoOp"), "--output-dir", str(out), *keys]

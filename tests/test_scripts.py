@@ -39,7 +39,7 @@ class Copy:
         for name in ("scripts", "protocols", "reporting"):
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPO / name, self.root / name, ignore=ignore)
-        for name in ("parse_test_res.py", "run_protocol.py", "entry.py", "wording.py"):
+        for name in ("parse_test_res.py", "run_protocol.py", "entry.py", "files.py", "wording.py"):
             shutil.copy(REPO / name, self.root)
         files = ["datasets/oxford_pets", "datasets/toy_shapes", "datasets/imagenet"]
         files += [
@@ -151,7 +151,7 @@ def test_run_sh_takes_every_step_of_every_method(folder, tmp_path, monkeypatch, 
         else:
             script = "dump_teacher_logits.py" if step.endswith("dump") else "train.py"
             last = shlex.split(out.splitlines()[-1])
-            assert (code, err, last[1]) == (0, "", script)
+            assert (code, err, last[2], last[4]) == (0, "", "&&", script)
             assert flag(last, "--trainer") == method.trainer
 
 

@@ -96,7 +96,7 @@ def _signals_raise() -> Iterator[list[int]]:
 
     An exception that falls into a callback is lost: it is raised again until heard() is called.
     """
-    own, came = os.getpid(), []
+    own, came, lost = os.getpid(), [], sys.unraisablehook
 
     def stop(number: int, _frame: object) -> None:
         if os.getpid() != own:  # a forked worker, whose parent is asked, too
@@ -118,10 +118,12 @@ def _signals_raise() -> Iterator[list[int]]:
         if handler in (signal.SIG_DFL, signal.default_int_handler, _end_at_once):  # nohup ignores
             with contextlib.suppress(ValueError):  # not the main thread
                 found[number] = signal.signal(number, stop)
+    sys.unraisablehook = lambda it: issubclass(it.exc_type, Stopped) or lost(it)
     try:
         yield came
     finally:
         heard()
+        sys.unraisablehook = lost
         for number, handler in found.items():
             if came and handler is _end_at_once:  # the line is said; workers are ended on exit
                 handler = signal.SIG_IGN

@@ -160,9 +160,12 @@ def _end_at_once(number: int, _frame: object) -> None:
 
 def _watch_imports() -> None:
     """Only in a command of this repository: not in pytest, or in who imports one."""
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    here = Path(__file__).resolve().parent
-    if main and here in Path(main).resolve().parents and "tests" not in Path(main).parts:
+    main, here = getattr(sys.modules["__main__"], "__file__", ""), Path(__file__).resolve().parent
+    if not main:  # python -m datasets.prepare imports datasets first
+        _, _, module = "\n".join(sys.orig_argv).partition("\n-m\n")
+        main = here.joinpath(*module.partition("\n")[0].split(".")).with_suffix(".py")
+    path = Path(main).resolve()
+    if path.is_file() and here in path.parents and here / "tests" not in path.parents:
         for number in _SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 with contextlib.suppress(ValueError):

@@ -42,12 +42,9 @@ from files import human
 from models.clip import supported_precision, weights_digest
 from models.teacher import Teacher
 from models.templates import template_for
-from regions.dump import (
-    dump,
-    dump_cost,
-    list_images,
-)
+from regions.dump import dump, dump_cost, list_images, require_same_images
 from regions.store import RegionStore
+from regions.store.contents import contents_memory
 from regions.store.fit import require_same_spec
 from regions.store.layout import find_dump
 from regions.store.record import dump_seconds
@@ -80,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         teacher_digest=weights_digest(name) or "",
         image_seeds=seeds,
     )
-    if refuse_or_recognise(store, spec, place):
+    if refuse_or_recognise(store, spec, place, cfg):
         place.tell(f"{store} is complete, and made as asked: nothing to do.")
         return
     if spec.kind != "features":  # whose size the teacher tells
@@ -114,6 +111,8 @@ def main(args: argparse.Namespace) -> None:
         text=text_CD,
         rank=place.rank,
         world=place.world_size,
+        trust_mtime=cfg.TRAINER.FDBPL.TRUST_MTIME,
+        memory=contents_memory(cfg),
         progress=place.rank == 0,
     )
     if isinstance(run_teacher, ComparedWithFp32) and run_teacher.left > 0 and run_teacher.gaps:
@@ -236,7 +235,7 @@ def require_usage(args: argparse.Namespace, cfg) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {given}; it needs {least} or more.")
 
 
-def refuse_or_recognise(store: Path, spec: RegionSpec, place: Place) -> bool:
+def refuse_or_recognise(store: Path, spec: RegionSpec, place: Place, cfg) -> bool:
     """Before the teacher is loaded: is the store there already (True), or still to be done?
 
     Raises RegionStoreError when the folder holds something else.
@@ -248,6 +247,8 @@ def refuse_or_recognise(store: Path, spec: RegionSpec, place: Place) -> bool:
     require_same_spec(store, found.spec, spec, ignore=unknown)
     known = replace(found.spec, images=spec.images)
     with StoreWriter(store, known, rank=place.rank, world=place.world_size) as writer:
+        trust = cfg.TRAINER.FDBPL.TRUST_MTIME
+        require_same_images(writer, cfg.DATASET.ROOT, trust, contents_memory(cfg))
         return writer.is_finished
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -76,12 +76,20 @@ class Lock:
     end; one that a killed process leaves behind keeps nobody out.
     """
 
-    def __init__(self, path: Path, doing: str, way_out: str, wait: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        doing: str,
+        way_out: str,
+        wait: float = 0.0,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         """
         Args:
             doing: what its holder does, for the message: "dumping into stores/pets".
             way_out: what a user may do about it, a sentence.
             wait: seconds to wait for another holder.
+            tell: takes a line that says for whom this process waits.
         Raises:
             Busy: another process holds it.
         """
@@ -90,6 +98,9 @@ class Lock:
         while not self._take():
             if time.monotonic() >= deadline:
                 raise Busy(f"{_owner(self.path)} is {doing}. {way_out}")
+            if tell is not None:
+                tell(f"{_owner(self.path)} is {doing}: waiting for it")
+                tell = None
             time.sleep(0.05)
 
     def _take(self) -> bool:

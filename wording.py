@@ -14,7 +14,14 @@ def counted(number: int, what: str, form: str = "") -> str:
 
 
 def plural(what: str) -> str:
-    return what + ("es" if what.endswith(("s", "x", "ch", "sh")) else "s")
+    return what + ("es" if what.endswith(("s", "x", "sh", "tch")) else "s")
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import yaml
 from dassl.config import get_cfg_default
 from yacs.config import CfgNode
 
-from configs.defaults import extend_cfg
+from configs.defaults import RENAMED, extend_cfg
 from wording import nearest
 
 
@@ -34,6 +34,9 @@ def add_family_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-dir", default="", help="run folder to load for --eval-only")
     parser.add_argument("--load-epoch", type=int, help="epoch of the checkpoint to load")
     parser.add_argument("--no-train", action="store_true", help="do not call trainer.train()")
+    parser.add_argument(
+        "--trust-mtime", action="store_true", help="do not read images that look as in the dump"
+    )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, for example OPTIM.MAX_EPOCH 10"
     )
@@ -160,6 +163,8 @@ def _fault(error: Exception, cfg: CfgNode) -> str:
         return f"{key} takes a value of kind {wanted}, not {found}."
     if not said.startswith("Non-existent"):
         return f"{said}."
+    if key in RENAMED:
+        return f"{key} was renamed to {RENAMED[key]}."
     known = list(_keys(cfg))
     same = [other for other in known if other.split(".")[-1] == key.split(".")[-1].upper()]
     close = same[0] if len(same) == 1 else nearest(key, known)
@@ -187,6 +192,7 @@ def _merge_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
         "TRAINER.NAME": args.trainer,
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
+        "TRAINER.FDBPL.TRUST_MTIME": args.trust_mtime,
     }
     given = [item for key, value in plain.items() if value for item in (key, value)]
     if args.seed >= 0:  # seed 0 is a seed

@@ -10,7 +10,12 @@ RENAMED = {  # old key -> today's
     "TRAINER.KDPL.VOCABULARY": "TRAINER.DISTILL.VOCABULARY",
     "TRAINER.KDPL.K_MAX": "TRAINER.DISTILL.K_MAX",
 }
-DROPPED = ("MODEL.COMPILE", "TRAIN.CUDA_GRAPH")  # moved no result
+DROPPED = (  # how fast a training was, nothing that its prompts need
+    "MODEL.COMPILE",
+    "TRAIN.CUDA_GRAPH",
+    "TRAINER.FDBPL.CUT",
+    "TRAINER.FDBPL.DECODED_DIR",
+)
 
 
 def as_of_today(saved: CfgNode) -> CfgNode:
@@ -138,6 +143,9 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.FDBPL.STORE_KIND = "logits"  # logits, topk or features: what a dump keeps
     cfg.TRAINER.FDBPL.STORE_DTYPE = "float16"  # float16 or float32
     cfg.TRAINER.FDBPL.TOP_K = 10  # of kind topk: classes kept per region
+    # Images are compared with those of the dump. True: one whose size and time of change are as
+    # they were then is not read, even if the inode's time says that it was written since.
+    cfg.TRAINER.FDBPL.TRUST_MTIME = False
     # What a training step does with them. A weight of 0 switches its term off.
     cfg.TRAINER.FDBPL.REGIONS_PER_STEP = 1  # of each image in the batch
     # Hosts without image prompts: features of the regions are computed once, beside the store.

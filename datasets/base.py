@@ -23,7 +23,7 @@ from datasets.fewshot import (
 )
 from datasets.listing import class_files, files
 from datasets.sizes import PUBLISHED, SIZES
-from datasets.split import SPLITS, Entry, Split, class_sizes
+from datasets.split import SPLITS, Entry, Split, class_sizes, uncollected
 from wording import counted
 
 SHOWN = 10  # problems a message lists; the others are counted
@@ -158,6 +158,7 @@ class FamilyDataset(CheckedDataset):
     listed = False  # the split is what the image folder holds, so that no file can be missing
     reproducible = False  # a split made here of the official lists is the published one
 
+    @uncollected()
     def __init__(self, cfg):
         folder = data_root(cfg) / self.dataset_dir
         found = self.inspect(folder, "whole" if cfg.DATASET.STRICT else "always")
@@ -374,7 +375,7 @@ def label_problems(split: Split, classes: Sequence[str] = ()) -> list[str]:
 def missing_files(images: Path, split: Split) -> list[str]:
     """Folders that lack images which the split lists, with both counts."""
     return [
-        f"{images / folder}: {counted(len(here), 'image')} of the split found, "
+        f"{images / folder}: {counted(len(here), 'image', ',')} of the split found, "
         f"{len(names):,} expected"
         for folder, (names, here) in sorted(_by_folder(images, split).items())
         if len(here) < len(names)

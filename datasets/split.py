@@ -6,6 +6,8 @@ text, a class folder at a time, and makes an Entry where one is asked for.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 from collections import Counter
@@ -92,6 +94,20 @@ class Split(NamedTuple):
             whole.update(b"]")
         whole.update(b"]")
         return whole.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: 100,000 entries hold no cycles, and searching them takes longer than
+    making them, the more so the more modules are loaded.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _dumps(content) -> str:

@@ -6,6 +6,7 @@ Letters: R regions per step, B images per batch, H and W pixels, C classes, M re
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 import inputs
 from regions.boxes import cut_all
 from regions.store import RegionRows, RegionStore, RegionStoreError
+from regions.store.contents import read_image_file
 from regions.store.spec import relative_path
 
 CACHE_BYTES = 512 * 2**20  # decoded images are kept when all of them take less than this
@@ -33,20 +35,36 @@ def reading(path: str) -> Iterator[None]:
         raise RegionStoreError(inputs.unreadable(path, error)) from None
 
 
-def read_image(path: str, height: int, width: int) -> Image.Image:
-    """Decode an image as RGB and check that it is as large as when its regions were drawn.
+def read_image(path: str, height: int, width: int, digest: bytes | None = None) -> Image.Image:
+    """Decode an image as RGB and check that it is the one whose regions were drawn.
 
+    Args:
+        digest: of its bytes then; None where that is not known.
     Raises:
-        RegionStoreError: the file is missing, unreadable, or of another size.
+        RegionStoreError: the file is missing, unreadable, of another size, or has other bytes.
     """
-    with reading(path), open(path, "rb") as file:
-        image = inputs.decode(file)
+    image, record = read_with_record(path, height, width)
+    if digest not in (None, bytes(record["digest"])):
+        raise RegionStoreError(
+            f"image {path} changed since its regions were drawn: it has other bytes. Restore it, "
+            "or dump again into another --store."
+        )
+    return image
+
+
+def read_with_record(
+    path: str, height: int, width: int, place: int = 0
+) -> tuple[Image.Image, np.ndarray]:
+    """An image as read_image gives it, and the record of the very bytes it was decoded from."""
+    with reading(path):
+        content, record = read_image_file(path, place)
+        image = inputs.decode(io.BytesIO(content))
     if image.size != (width, height):
         raise RegionStoreError(
             f"image {path} is {image.height} x {image.width} pixels, but its regions were drawn at "
             f"{height} x {width}. Restore the image, or dump again into another --store."
         )
-    return image
+    return image, record
 
 
 def to_input(regions_RHW3: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -160,8 +178,9 @@ class RegionDataset(Dataset):
     def _image(self, index: int) -> Image.Image:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        stored = self.store.spec.images[int(self.places[index])]
-        image = read_image(self.items[index].impath, stored.height, stored.width)
+        place = int(self.places[index])
+        stored, digest = self.store.spec.images[place], self.store.contents.digest(place)
+        image = read_image(self.items[index].impath, stored.height, stored.width, digest)
         if self._cache is not None:
             self._cache[index] = image
         return image

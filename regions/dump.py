@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from regions.boxes import cut_all, sample_boxes
-from regions.dataset import read_image, reading, regions_per_pass, to_input
+from regions.dataset import read_with_record, reading, regions_per_pass, to_input
 from regions.store import RegionStore, RegionStoreError
+from regions.store.contents import RECORD, Contents
 from regions.store.images import RegionImage
 from regions.store.kinds import encode
 from regions.store.layout import data_bytes, shard_tensors
@@ -64,6 +65,8 @@ def dump(
     text: np.ndarray | None = None,
     rank: int = 0,
     world: int = 1,
+    trust_mtime: bool = False,
+    memory: Path | None = None,
     progress: bool = True,
 ) -> RegionStore | None:
     """Write the region store of a spec; called again after a kill, continue where it stopped.
@@ -80,6 +83,7 @@ def dump(
         started: time.perf_counter() at which the work began, when before this call.
         text: unit text features (C, D) of the spec's classes, for kind features.
         rank, world: of the processes that write this store together; see StoreWriter.
+        trust_mtime, memory: how the images of earlier sessions are compared; see Contents.changed.
         progress: show a bar.
     Returns:
         The finished store; None when shards of other processes are left to be made.
@@ -92,6 +96,7 @@ def dump(
     started = time.perf_counter() if started is None else started
     batch_size = batch_size or regions_per_pass(device)
     with StoreWriter(store, spec, shard_images, rank, world) as writer:
+        require_same_images(writer, root, trust_mtime, memory)
         if writer.is_finished:
             return RegionStore.open(writer.path)
         clock = DumpClock(writer, str(device), torch.get_num_threads(), started)
@@ -111,15 +116,27 @@ def dump(
             return output_BX.float().cpu().numpy()
 
         with bar:
-            for shard, tensors in _shards(
+            for shard, tensors, records in _shards(
                 writer, Path(root).expanduser(), run, batch_size, workers
             ):
-                writer.write(shard, tensors)
+                writer.write(shard, tensors, records)
                 clock.add(spec.num_regions * writer.ranges[shard][1])
         if writer.needs_text:
             assert text is not None, "kind features needs the classes' text features"
             writer.write_text(text)
         return RegionStore.open(writer.path) if writer.finish() else None
+
+
+def require_same_images(
+    writer: StoreWriter, root: str | Path, trust_mtime: bool, memory: Path | None
+) -> None:
+    """Refuse to go on, or to call a store complete, when images of its shards have changed.
+
+    Raises:
+        RegionStoreError: it names them.
+    """
+    contents = Contents.read(writer.path, writer.spec, writer.is_finished)
+    contents.require_unchanged(writer.spec, writer.written, root, trust_mtime, memory)
 
 
 def _shards(
@@ -128,8 +145,8 @@ def _shards(
     run: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
     workers: int,
-) -> Iterator[tuple[int, Tensors]]:
-    """The missing shards, made one after the other."""
+) -> Iterator[tuple[int, Tensors, list[np.ndarray]]]:
+    """The missing shards, made one after the other, with the records of their images."""
     images = [
         range(first, first + n) for first, n in map(writer.ranges.__getitem__, writer.missing)
     ]
@@ -142,7 +159,7 @@ def _shards(
     cut_images = iter(loader)
     for shard, members in zip(writer.missing, images, strict=True):
         of_shard = writer.spec.images[members.start : members.stop]
-        yield shard, _shard_tensors(of_shard, writer.spec, cut_images, run, batch_size)
+        yield shard, *_shard_tensors(of_shard, writer.spec, cut_images, run, batch_size)
 
 
 def _shard_tensors(
@@ -151,8 +168,8 @@ def _shard_tensors(
     cut_images: Iterator[Any],
     run: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
-) -> Tensors:
-    """What a shard keeps of its images: see regions.store.layout.shard_tensors."""
+) -> tuple[Tensors, list[np.ndarray]]:
+    """What a shard keeps of its images (see layout.shard_tensors), and the images' records."""
     tensors = {
         name: np.empty(tensor.shape, DTYPES[tensor.dtype])
         for name, tensor in shard_tensors(spec, len(images)).items()
@@ -160,12 +177,13 @@ def _shard_tensors(
     boxes, flips = tensors["boxes"], tensors["flips"]
     flat = {name: tensor.reshape(-1, *tensor.shape[2:]) for name, tensor in tensors.items()}
     waiting = np.empty((0, spec.image_size, spec.image_size, 3), np.uint8)
-    done = 0
+    records, done = [], 0
     for place in range(len(images)):
         sample = next(cut_images)
         if isinstance(sample, RegionStoreError):
             raise sample
-        boxes[place], flips[place], regions = sample
+        boxes[place], flips[place], regions, record = sample
+        records.append(np.frombuffer(record, RECORD)[0])
         waiting = np.concatenate([waiting, regions])
         last = place + 1 == len(images)
         while len(waiting) >= batch_size or (last and len(waiting)):
@@ -177,11 +195,12 @@ def _shard_tensors(
                 flat[name][done : done + len(names)] = part
             done += len(names)
             waiting = waiting[batch_size:]
-    return tensors
+    return tensors, records
 
 
 class _CutImages(Dataset):
-    """Each image decoded once and cut into all its regions: boxes, flips, uint8 (R, H, W, 3).
+    """Each image decoded once and cut into all its regions: boxes, flips, uint8 (R, H, W, 3),
+    and its record as bytes, which no loader takes for a tensor.
 
     An image that cannot be read comes back as the error itself: raised in a worker process it
     would reach the user inside that process's traceback.
@@ -196,11 +215,12 @@ class _CutImages(Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...] | RegionStoreError:
         stored = self.spec.images[index]
         try:
-            image = read_image(str(self.root / stored.path), stored.height, stored.width)
+            path = str(self.root / stored.path)
+            image, record = read_with_record(path, stored.height, stored.width, index)
         except RegionStoreError as error:
             return error
         boxes, flips = sample_boxes(self.spec, stored)
-        return boxes, flips, cut_all(image, boxes, flips, self.spec.image_size)
+        return boxes, flips, cut_all(image, boxes, flips, self.spec.image_size), record.tobytes()
 
 
 class Cost(NamedTuple):

@@ -11,6 +11,7 @@ M stored regions per image.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import shutil
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from files import human, written_whole
+from files import Lock, human, written_whole
 from regions.boxes import cut_all
 from regions.dataset import RegionDataset, read_image, to_input
 from regions.store import RegionStore, RegionStoreError
@@ -96,11 +97,12 @@ def complete(
     ids: np.ndarray,
     shape: tuple[int, ...],
     compute: Callable[[np.ndarray], np.ndarray],
+    may_wait: bool = True,
 ) -> Found:
     """Features of some ids: those of the file, and the others computed and added to it.
 
-    Two processes that add at once do no harm: the later file stays, and what it lacks is computed
-    again by the next run.
+    Of two processes that lack some, one computes and the other waits, and reads what the first has
+    written. Without locks they do no harm: the later file stays, and the next run adds to it.
 
     Args:
         path: named by feature_key, so that another key is another file.
@@ -111,11 +113,20 @@ def complete(
     started = time.perf_counter()
     wanted = np.unique(np.asarray(ids, np.uint64))
     kept = read_features(path, shape)
+    if kept is None and path.exists() and may_wait:
+        print(f"{path} is damaged or of something else: it is not used, but made anew.")
     if kept is None:
         kept = Features(np.empty(0, np.uint64), np.empty((0, *shape), np.float32))
     missing = wanted[~np.isin(wanted, kept.ids)]
     if not len(missing):
         return Found(kept, 0, path, time.perf_counter() - started)
+    if may_wait:  # another may be computing them
+        with contextlib.suppress(OSError):  # a folder that cannot be written has no lock
+            path.parent.mkdir(parents=True, exist_ok=True)
+        doing = f"computing the features of {path.name}"
+        with Lock(path.with_name(path.name + ".lock"), doing, "", wait=math.inf, tell=print):
+            found = complete(path, ids, shape, compute, may_wait=False)
+            return found._replace(seconds=time.perf_counter() - started)
     computed = np.ascontiguousarray(compute(missing), np.float32)
     assert computed.shape == (len(missing), *shape), (computed.shape, len(missing), shape)
     if len(kept.ids):
@@ -210,7 +221,7 @@ def features_path(store: RegionStore, student: Student) -> Path:
 def student_features(
     store: RegionStore, places: np.ndarray, student: Student, root: str | Path, workers: int = 0
 ) -> Found:
-    """Features (N, M, D) of all regions of some images of a store; ids are places in the store.
+    """Features (N, M, D) of all regions of some images of a store; ids are store.contents.keys.
 
     Args:
         places: of the images, as store.image_indices gives them.
@@ -220,11 +231,15 @@ def student_features(
         RegionStoreError: an image is missing, unreadable, or of another size.
     """
 
-    def compute(ids: np.ndarray) -> np.ndarray:
-        return _compute(store, ids.astype(np.int64), student, Path(root).expanduser(), workers)
+    keys = store.contents.keys(places)
+    place_of = dict(zip(keys.tolist(), places.tolist(), strict=True))
+
+    def compute(missing: np.ndarray) -> np.ndarray:
+        wanted = np.array([place_of[key] for key in missing.tolist()])
+        return _compute(store, wanted, student, Path(root).expanduser(), workers)
 
     shape = (store.spec.num_regions, student.width)
-    return complete(features_path(store, student), places, shape, compute)
+    return complete(features_path(store, student), keys, shape, compute)
 
 
 def _compute(
@@ -277,7 +292,8 @@ class _AllRegions(Dataset):
         shard, row = divmod(place, self.store.shard_images)
         arrays = self.store.arrays(shard)
         try:
-            image = read_image(str(self.root / stored.path), stored.height, stored.width)
+            path, digest = str(self.root / stored.path), self.store.contents.digest(place)
+            image = read_image(path, stored.height, stored.width, digest)
         except RegionStoreError as error:
             return error
         return cut_all(image, arrays["boxes"][row], arrays["flips"][row], self.size)
@@ -292,7 +308,7 @@ class RegionFeatures(Dataset):
 
     def __init__(self, regions: RegionDataset, kept: Features) -> None:
         self.regions, self.kept = regions, kept
-        self._places = kept.places(regions.places.astype(np.uint64))
+        self._places = kept.places(regions.store.contents.keys(regions.places))
 
     def __len__(self) -> int:
         return len(self.regions)

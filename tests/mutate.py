@@ -37,7 +37,7 @@ TESTS = {  # what pytest is given, the quick ones first
     "models/text.py": "test_text.py",
     "reporting/results.py": "test_reporting.py",
     "reporting/tables.py": "test_reporting.py",
-    "regions/store.py": "test_store.py test_region_kinds.py",
+    "regions/store/reader.py": "test_store.py test_region_kinds.py",
     "trainers/fdbpl.py": "test_trainers.py test_distillation.py",
 }
 SLOW = "browser 20000_names card memory imagenet full_size"  # parts of names of tests left out

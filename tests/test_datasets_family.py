@@ -23,7 +23,7 @@ from family_world import WORLDS, build, make_images, wnids, write_classnames
 
 import datasets  # noqa: F401
 from configs.defaults import extend_cfg
-from datasets.fewshot import Entry, Split, keep_split, read_split
+from datasets.fewshot import Entry, Split, class_folders, divide, keep_split, read_split
 from datasets.sizes import SIZES, Sizes
 from models.templates import template_for
 
@@ -240,6 +240,21 @@ def test_split_is_kept_on_a_file_system_without_links(tmp_path, monkeypatch):
     path = tmp_path / "split.json"
     keep_split(path, one)
     assert keep_split(path, one._replace(test=one.train)) == one == read_split(path)
+
+
+def test_a_split_made_here_is_drawn_with_seed_1_whatever_the_runs_seed(tmp_path):
+    folder = build("DescribableTextures", tmp_path)
+    load(tmp_path, "DescribableTextures", seed=5)
+    made = read_split(folder / "split_fallback_DescribableTextures.json")
+    assert made == divide(class_folders(folder / "images"), random.Random(1))
+
+
+def test_a_split_is_put_in_place_by_a_link_which_replaces_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("a rename could replace a split"))
+    one = Split([Entry("a.jpg", 0, "a")], [], [])
+    assert keep_split(tmp_path / "split.json", one) == one
+    text = (tmp_path / "split.json").read_text()  # as the published ones are laid out
+    assert text.startswith('{\n    "train": [\n        [\n            "a.jpg",\n            0,')
 
 
 def test_first_of_two_splits_written_at_once_wins(tmp_path):

@@ -270,7 +270,7 @@ def test_a_run_of_older_keys_is_opened(world):
     path = world / "older" / "config.yaml"
     saved = yaml.safe_load(path.read_text())
     saved["TRAINER"]["KDPL"]["K_MAX"] = saved["TRAINER"]["DISTILL"].pop("K_MAX") + 1
-    saved["MODEL"]["COMPILE"] = False
+    saved["MODEL"]["COMPILE"] = saved["TRAINER"]["FDBPL"]["CUT"] = False
     path.write_text(yaml.safe_dump(saved))
     opened = open_run(world / "older")
     assert opened.cfg.TRAINER.DISTILL.K_MAX == 1001

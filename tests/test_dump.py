@@ -501,7 +501,7 @@ def test_the_script_tells_an_unreadable_image_and_a_full_disk(line, tmp_path, ca
         assert run(line()) == 1
     message = one_error(capsys)
     assert "No space left on device" in message and "images.safetensors" in message
-    assert "What is finished is kept: free some space and run again" in message
+    assert "What is finished is kept: free some space and run the same line again" in message
 
     items = world.draw_images(tmp_path)
     monkeypatch.setattr(world, "draw_images", lambda root: items)

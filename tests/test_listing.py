@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -186,7 +187,7 @@ def test_a_folder_that_cannot_be_written_to_serves(tree, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(listing, "write_whole", refuse)
     assert listed(tree) == listed(tree) == EXPECTED
     assert [path.name for path in tree.parent.iterdir()] == ["images"]
 
@@ -253,3 +254,17 @@ def test_every_data_set_says_which_split_it_has(tmp_path):
     short = load(tmp_path, "EuroSAT")  # not strict: what is left is another split
     assert short.split_source == f"{base.FALLBACK}, incomplete"
     assert short.split_digest != eurosat.split_digest
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_garbage_collection_is_as_it_was_after_loading(tmp_path, on):
+    build("EuroSAT", tmp_path)
+    (gc.enable if on else gc.disable)()
+    try:
+        load(tmp_path, "EuroSAT")
+        assert gc.isenabled() == on
+        with pytest.raises(ValueError, match="there is no folder"):
+            load(tmp_path, "UCF101")
+        assert gc.isenabled() == on
+    finally:
+        gc.enable()

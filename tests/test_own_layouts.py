@@ -442,7 +442,8 @@ def test_prepare_verifies_folders_and_tables(tmp_path, capsys):
     assert not (tmp_path / ".features").exists()  # and nothing is written
 
 
-def test_prepare_says_what_is_wrong_with_own_data(tmp_path, capsys):
+def test_prepare_says_what_is_wrong_with_own_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DATA", raising=False)
     own = folders(tmp_path, {"train": 3, "test": 2})
     (own / "classnames.txt").write_text("weasel\n")
     code, out = run(capsys, own, "--verify")
@@ -450,7 +451,7 @@ def test_prepare_says_what_is_wrong_with_own_data(tmp_path, capsys):
     code, out = run(capsys, tmp_path / "nothing", "--verify")
     assert code == 1 and f"there is no folder or table {tmp_path / 'nothing'}" in out
     code, out = run(capsys, "eurosat", "--verify")
-    assert code == 2 and "--root is needed" in out
+    assert code == 2 and "Give --root FOLDER, or set DATA" in out
     assert "eurosta: not known" in run(capsys, "eurosta", "--verify")[1]
 
 
@@ -467,4 +468,4 @@ def test_one_of_a_thing_is_not_many(tmp_path):
     folders(tmp_path, {"": 1})
     assert "has 1 image, too few for an automatic split" in refused(tmp_path)
     assert [counted(n, "class") for n in (0, 1, 2)] == ["0 classes", "1 class", "2 classes"]
-    assert [counted(n, "image") for n in (1, 1000)] == ["1 image", "1,000 images"]
+    assert [counted(n, "image", ",") for n in (1, 1000)] == ["1 image", "1,000 images"]

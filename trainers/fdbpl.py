@@ -19,6 +19,7 @@ from regions.dataset import RegionDataset
 from regions.features import RegionFeatures
 from regions.loader import RegionSampler, as_it_is, collate_regions
 from regions.store import RegionStore, RunNeeds
+from regions.store.contents import contents_memory
 from regions.store.spec import relative_path
 from regions.store.teacher_text import with_text_of_run
 from trainers.coop import CoOp
@@ -107,6 +108,7 @@ class StoredRegions(Distillation):
         )
         store = with_text_of_run(store, needs, self.teacher_text)
         store.check_run(needs)
+        require_images(store, needs.images, cfg)
         if cfg.TRAINER.FDBPL.TUNE_TEACHER_EPOCHS:
             labels = [item.label for item in dataset.train_x]
             store = with_tuned_text(store, needs, labels, cfg, self.device)
@@ -181,6 +183,23 @@ class StoredRegions(Distillation):
         }
         weights = _weights(keys)
         return {name: weights[name] * terms[name]() for name in terms if weights[name]}
+
+
+def require_images(store: RegionStore, images: Sequence[str], cfg) -> None:
+    """Refuse images that are not those whose regions the teacher saw.
+
+    Raises:
+        RegionStoreError: it names them.
+    """
+    places = store.image_indices(images)
+    known, _ = store.contents.of(places)
+    if not known.all():
+        unknown = f"{len(places) - int(known.sum())} of {len(places)} images"
+        print(f"What the bytes of {unknown} were is not kept beside {store.path}: not compared")
+    trust = cfg.TRAINER.FDBPL.TRUST_MTIME
+    store.contents.require_unchanged(
+        store.spec, places, cfg.DATASET.ROOT, trust, contents_memory(cfg)
+    )
 
 
 def _weights(keys) -> dict[str, float]:

@@ -50,7 +50,9 @@ def with_tuned_text(
             f"teacher's features, but {store.path} holds {store.spec.kind}. Dump again with "
             "TRAINER.FDBPL.STORE_KIND features, or set it to 0."
         )
-    images = hashlib.sha256("\n".join(needs.images).encode()).hexdigest()[:16]
+    keys_N = store.contents.keys(store.image_indices(needs.images))  # of paths and their bytes
+    named = "\n".join(needs.images).encode("utf-8", "surrogateescape")
+    images = hashlib.sha256(named + keys_N.tobytes()).hexdigest()[:16]
     variant = (
         f"tuned {keys.TUNE_TEACHER_EPOCHS} epochs lr {keys.TUNE_TEACHER_LR:g} "
         f"seed {cfg.SEED} images {images}"

@@ -136,6 +136,12 @@ def test_a_damaged_file_of_one_model_sends_all_to_an_older_epoch(tmp_path, capsy
         load_complete_set(folders)
 
 
+def test_a_checkpoint_of_another_model_is_named(tmp_path):
+    utils.save_checkpoint(state(nn.Linear(2, 3)), str(tmp_path))
+    with pytest.raises(ValueError, match=r"(?s)model.pth.tar-1 is of another model: .*weight"):
+        utils.resume_from_checkpoint(str(tmp_path), nn.Linear(3, 3))
+
+
 def test_epochs_of_several_models_are_never_mixed(tmp_path):
     folders = [str(tmp_path / name) for name in "ab"]
     model = nn.Linear(1, 1)

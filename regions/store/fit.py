@@ -10,11 +10,7 @@ from typing import Any
 from regions.store.images import RegionImage
 from regions.store.spec import RegionSpec, region_settings
 from regions.store.tensors import RegionStoreError
-
-OTHER_IMAGES = (
-    "Set --root, --seed, DATASET.NUM_SHOTS and DATASET.SUBSAMPLE_CLASSES as in the dump, "
-    "or dump again into another --store."
-)
+from wording import counted, listed
 
 
 @dataclass(frozen=True)
@@ -102,10 +98,42 @@ def require_same_spec(
         if field == "classnames":
             old, new = _first_difference(old, new, len(old), len(new), "classes", "{!r}")
         elif field == "images":
+            _require_same_images(path, found, wanted)
             old, new = _first_difference(old, new, len(old), len(new), "images", "{}")
         else:
             refuse(path, field, old, new)
         raise RegionStoreError(f"{path} is a dump of {old}, but this call has {new}. {_OTHER_DUMP}")
+
+
+def split_moved(path: Path, stored: int, asked: int, missing: Sequence[str]) -> str:
+    """Why a store has no regions of some of the images that a run asks for, and the ways out."""
+    holds = f"{path} holds regions of {counted(stored, 'image')}, but of {len(missing)} of the "
+    holds += f"{asked} asked for it holds none: {listed(missing)}."
+    if len(missing) == asked:
+        return (
+            f"{holds} It is of other images: set --root, the data set, --seed, DATASET.NUM_SHOTS "
+            "and DATASET.SUBSAMPLE_CLASSES as in the dump, or dump again into another --store."
+        )
+    return (
+        f"{holds} The split moved: images were added, removed or renamed since the dump, or "
+        "DATASET.NUM_SHOTS or DATASET.SUBSAMPLE_CLASSES is another. Restore the images or set "
+        "these as in the dump, or dump again into another --store."
+    )
+
+
+def _require_same_images(path: Path, found: RegionSpec, wanted: RegionSpec) -> None:
+    """Refuse other images under the same settings. Raises RegionStoreError."""
+    then, now = ([image.path for image in spec.images] for spec in (found, wanted))
+    removed, added = sorted(set(then) - set(now)), sorted(set(now) - set(then))
+    if not (removed or added) or len(removed) == len(then):
+        return
+    changes = [f"{listed(names)} {what}" for names, what in
+               ((added, "added"), (removed, "removed")) if names]  # fmt: skip
+    raise RegionStoreError(
+        f"{path} is a dump of {counted(len(then), 'image')}, but this call has {len(now)}: the "
+        f"split moved ({'; '.join(changes)}). Restore the images, or set DATASET.NUM_SHOTS and "
+        "DATASET.SUBSAMPLE_CLASSES as in that dump, or give another --store."
+    )
 
 
 _OTHER_DUMP = (

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regions.store.fit import OTHER_IMAGES, SETTINGS, RunNeeds, refuse
+from regions.store.contents import Contents
+from regions.store.fit import SETTINGS, RunNeeds, refuse, split_moved
 from regions.store.kinds import decode
 from regions.store.layout import (
     IN_PROGRESS,
@@ -173,6 +174,11 @@ class RegionStore:
         other.text = np.ascontiguousarray(text, np.float32)
         return other
 
+    @cached_property
+    def contents(self) -> Contents:
+        """What the bytes of the images were at the dump; RegionStoreError when that is damaged."""
+        return Contents.read(self.path, self.spec)
+
     def image_index(self, relative_path: str) -> int:
         """Where an image stands in the store, by its path under the data root."""
         return int(self.image_indices([relative_path])[0])
@@ -181,8 +187,8 @@ class RegionStore:
         """Where images stand in the store, int64. Raises RegionStoreError when one is missing."""
         indices = self.spec.images.find(relative_paths)
         if (indices < 0).any():
-            missing = relative_paths[int((indices < 0).argmax())]
-            raise RegionStoreError(f"{self.path} has no regions of {missing}. {OTHER_IMAGES}")
+            missing = [path for path, i in zip(relative_paths, indices, strict=True) if i < 0]
+            raise RegionStoreError(split_moved(self.path, len(self), len(indices), missing))
         return indices
 
     def read(
@@ -329,10 +335,7 @@ class RegionStore:
         indices = self.spec.images.find(needs.images)
         missing = [path for path, index in zip(needs.images, indices, strict=True) if index < 0]
         if missing:
-            raise RegionStoreError(
-                f"{self.path} holds regions of {len(self)} images, but not of {len(missing)} of "
-                f"the run's {len(needs.images)}, for example {missing[0]}. {OTHER_IMAGES}"
-            )
+            raise RegionStoreError(split_moved(self.path, len(self), len(needs.images), missing))
 
 
 def _let_go(content: mmap.mmap) -> None:

@@ -10,12 +10,14 @@ Letters: M regions per image, N images of a shard, C classes of the store, D wid
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from files import Busy, Lock, write_whole
+from regions.store import contents
 from regions.store.fit import require_same_spec
 from regions.store.images import ImageTable
 from regions.store.layout import (
@@ -105,6 +107,8 @@ class StoreWriter:
         self.ranges = shard_ranges(self.spec, self.shard_images)
         self._shards: dict[int, Shard] = {}
         self.is_new = not found
+        if self.is_new and self.world == 1:
+            contents.forget(self.path)
         for index in self.mine:
             shard = self._whole_shard(index)
             if shard and (listed is None or listed[index] == shard):
@@ -197,19 +201,28 @@ class StoreWriter:
         """Those that are still to be written, in order."""
         return [index for index in self.mine if index not in self._shards]
 
+    @property
+    def written(self) -> np.ndarray:
+        """Places of the images in this process's shards that are written."""
+        ranges = [self.ranges[index] for index in self.mine if index in self._shards]
+        return np.concatenate([np.arange(0), *(np.arange(i, i + n) for i, n in ranges)])
+
     def on_disk(self) -> int:
         """How many of its regions are written."""
-        images = sum(self.ranges[index][1] for index in self.mine if index in self._shards)
-        return images * self.spec.num_regions
+        return len(self.written) * self.spec.num_regions
 
     @property
     def needs_text(self) -> bool:
         """Whether write_text is still to be called."""
         return TEXT in other_files(self.spec) and not self._whole_file(TEXT)
 
-    def write(self, index: int, tensors: Tensors) -> None:
+    def write(
+        self, index: int, tensors: Tensors, images: Sequence[np.ndarray] | None = None
+    ) -> None:
         """Write one shard: boxes (N, M, 4), flips (N, M), and of its regions what encode() gives.
 
+        Args:
+            images: records of the images' bytes, which are kept beside the store; see contents.
         Raises:
             RegionStoreError: a value is not finite or out of its range.
             OSError: the disk is full or not writable; whole shards stay.
@@ -220,6 +233,8 @@ class StoreWriter:
         check_shard(path, tensors, self.spec, num_images)
         promise = shard_promise(self.spec, index, first, num_images)
         content = encode_tensors(tensors, promise)
+        if images is not None:  # before the shard: there is none whose images are not known
+            contents.append(self.path, self.spec.id, images)
         self._put(path, content)
         sha256 = hashlib.sha256(content).hexdigest()
         self._shards[index] = Shard(path.name, first, num_images, len(content), sha256)
@@ -252,6 +267,7 @@ class StoreWriter:
                 raise RegionStoreError(f"{self.path / name} is missing or damaged. {REDO}")
         rows = {name: file._asdict() for name, file in files.items()}
         manifest = {**self._head(), "shards": shards, "files": rows}
+        contents.join(self.path, self.spec)
         self._put(self.path / MANIFEST, encode_manifest(manifest))
         self.is_finished = True
         self._clean()

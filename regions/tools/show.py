@@ -18,7 +18,7 @@ from files import write_whole
 from regions.boxes import cut
 from regions.dataset import read_image
 from regions.store import RegionStore, RegionStoreError
-from regions.store.spec import RegionImage, relative_path
+from regions.store.spec import relative_path
 from regions.tools import show_html
 from regions.tools.show_colours import Ramp
 from regions.tools.survey import Survey, survey, weights_of
@@ -203,7 +203,7 @@ def image_view(store: RegionStore, root: Path, index: int) -> ImageView:
     weights_R = weights_of(store.read(index, np.arange(store.spec.num_regions)).logits)
     order_R = np.argsort(-weights_R, kind="stable")
     order_R = order_R[evenly(len(order_R), MAX_REGIONS)]
-    pixels = _pixels(root, stored)
+    pixels = _pixels(store, root, index)
     return ImageView(
         stored.path,
         store.spec.classnames[stored.label],
@@ -255,14 +255,16 @@ def class_view(store: RegionStore, root: Path, found: Survey, label: int) -> Cla
         regions = []
         for row, region in zip(*np.unravel_index(flat, key_NM.shape), strict=True):
             index = int(found.images_N[rows[row]])
-            pixels = _pixels(root, store.spec.images[index])
+            pixels = _pixels(store, root, index)
             regions += cut_regions(store, index, np.array([region]), pixels)
         ends.append(tuple(regions))
     return ClassView(store.spec.classnames[label], *ends)
 
 
-def _pixels(root: Path, stored: RegionImage) -> Image.Image:
-    return read_image(str(root / stored.path), stored.height, stored.width)
+def _pixels(store: RegionStore, root: Path, index: int) -> Image.Image:
+    stored = store.spec.images[index]
+    path, digest = str(root / stored.path), store.contents.digest(index)
+    return read_image(path, stored.height, stored.width, digest)
 
 
 def evenly(count: int, most: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from regions.store import RegionStore
+from regions.store.contents import contents_path
 from regions.store.layout import IMAGES, MANIFEST, Manifest, read_manifest
 from regions.store.tensors import REDO, RegionStoreError, check_size, file_checksum
 
@@ -57,6 +58,10 @@ def verify(path: str | Path, threads: int | None = None) -> Verified:
             except RegionStoreError as error:
                 damages.append(Damage(jobs[job], str(error)))
             bar.update(sizes[jobs[job]])
+    try:
+        RegionStore(path, manifest).contents  # noqa: B018  of the images, where it is kept
+    except RegionStoreError as error:
+        damages.append(Damage(contents_path(path).name, str(error)))
     strangers = {entry.name for entry in path.iterdir()} - sizes.keys() - {MANIFEST}
     return Verified(
         len(sizes) + 1,

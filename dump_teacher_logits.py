@@ -286,7 +286,7 @@ def print_result(store: RegionStore) -> None:
         f"{counted(store.spec.num_regions, 'region')}.\n"
         f"Teacher accuracy {store.teacher_accuracy():.1f} % of the regions"
     )
-    seconds = dump_seconds(store.path)
+    seconds = dump_seconds(store.path, store.spec.id)
     if seconds:
         print(
             f"Took            {seconds:.1f} s, loading the teacher included: "

@@ -96,7 +96,7 @@ def _signals_raise() -> Iterator[list[int]]:
 
     An exception that falls into a callback is lost: it is raised again until heard() is called.
     """
-    own, came = os.getpid(), []
+    own, came, lost = os.getpid(), [], sys.unraisablehook
 
     def stop(number: int, _frame: object) -> None:
         if os.getpid() != own:  # a forked worker, whose parent is asked, too
@@ -118,10 +118,12 @@ def _signals_raise() -> Iterator[list[int]]:
         if handler in (signal.SIG_DFL, signal.default_int_handler, _end_at_once):  # nohup ignores
             with contextlib.suppress(ValueError):  # not the main thread
                 found[number] = signal.signal(number, stop)
+    sys.unraisablehook = lambda it: issubclass(it.exc_type, Stopped) or lost(it)
     try:
         yield came
     finally:
         heard()
+        sys.unraisablehook = lost
         for number, handler in found.items():
             if came and handler is _end_at_once:  # the line is said; workers are ended on exit
                 handler = signal.SIG_IGN
@@ -158,9 +160,12 @@ def _end_at_once(number: int, _frame: object) -> None:
 
 def _watch_imports() -> None:
     """Only in a command of this repository: not in pytest, or in who imports one."""
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    here = Path(__file__).resolve().parent
-    if main and here in Path(main).resolve().parents and "tests" not in Path(main).parts:
+    main, here = getattr(sys.modules["__main__"], "__file__", ""), Path(__file__).resolve().parent
+    if not main:  # python -m datasets.prepare imports datasets first
+        _, _, module = "\n".join(sys.orig_argv).partition("\n-m\n")
+        main = here.joinpath(*module.partition("\n")[0].split(".")).with_suffix(".py")
+    path = Path(main).resolve()
+    if path.is_file() and here in path.parents and here / "tests" not in path.parents:
         for number in _SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 with contextlib.suppress(ValueError):

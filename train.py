@@ -288,7 +288,10 @@ def result_of(
         error_rate=trainer.scores["error_rate"],
         num_images=len(trainer.test_loader.dataset),
         num_classes=trainer.num_classes,
-        seconds={**trainer.seconds, "dump": dump_seconds(store.path) if store else None},
+        seconds={
+            **trainer.seconds,
+            "dump": dump_seconds(store.path, store.spec.id) if store else None,
+        },
         peak_memory_bytes={
             "rss": peak_rss_bytes(),
             "device": torch.cuda.max_memory_allocated() if on_gpu else None,

@@ -14,7 +14,7 @@ def counted(number: int, what: str, form: str = "") -> str:
 
 
 def plural(what: str) -> str:
-    return what + ("es" if what.endswith(("s", "x", "sh", "tch")) else "s")
+    return what + ("es" if what.endswith(("s", "x", "sh", "tch", "nch")) else "s")
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import entry  # noqa: F401  first, since a signal may come during the slow imports below
+
+# isort: split
 from datasets import (
     caltech101,
     dtd,

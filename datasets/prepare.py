@@ -38,6 +38,7 @@ from datasets.sizes import SIZES, Sizes
 from datasets.sources import MIRROR, SOURCES, Part, Source
 from datasets.split import SPLITS
 from datasets.unpack import UnpackError, unpack
+from files import Lock
 from wording import nearest
 
 STEMS = {  # yaml of configs/datasets -> registry name; ImageNet first: others copy its names
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> bool:
         raise UsageError(f"--root {root} is no folder.")
     reports = [verify_own(path, args.decode) for path in own]
     for name in names:
-        by_hand = [] if args.verify else prepare(name, root, args.delete_archives)
+        by_hand = [] if args.verify else prepare_alone(name, root, args.delete_archives)
         report = verify(name, root, args.decode)
         if not report.complete and by_hand:
             report.next_step = "by hand, see below"
@@ -132,6 +133,15 @@ def dataset(name: str) -> type[FamilyDataset]:
 
 
 # Getting
+
+
+def prepare_alone(name: str, root: Path, delete_archives: bool = False) -> list[str]:
+    """prepare(), while no other process does it in the same folder. Raises Busy otherwise."""
+    folder = root / dataset(name).dataset_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    doing = f"preparing {name} in {folder}"
+    with Lock(folder / ".prepare.lock", doing, "Wait for it, then run the same line again."):
+        return prepare(name, root, delete_archives)
 
 
 def prepare(name: str, root: Path, delete_archives: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -94,6 +95,7 @@ class RunResult:
         path = Path(folder) / FILE_NAME
         values = asdict(self)
         _check(values, path)
+        values["sha256"] = _checksum(values)
         write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
         return path
 
@@ -114,8 +116,16 @@ class RunResult:
             raise ResultError(f"{path} is not JSON ({error}); {REPEAT}") from error
         if not isinstance(values, dict):
             raise ResultError(f"{path} holds a {type(values).__name__}, not an object; {REPEAT}")
+        checksum = values.pop("sha256", None)  # older ones have none
         _check(values, path)
+        if checksum not in (None, _checksum(values)):
+            raise ResultError(f"{path} is damaged: its checksum is not its own; {REPEAT}")
         return cls(**{spec.name: values[spec.name] for spec in fields(cls) if spec.name in values})
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """sha256 of all other fields."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 REPEAT = "delete the file and repeat the run."

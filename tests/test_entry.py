@@ -60,11 +60,14 @@ def test_a_signal_ends_in_one_line_and_its_exit_code(tmp_path, number):
     assert stop_at(command, "here", number) == (128 + number, f"\n{AGAIN}")
 
 
-@pytest.mark.parametrize("name", ["train.py", "dump_teacher_logits.py", "predict.py", "export.py"])
+@pytest.mark.parametrize(
+    "name", ["train.py", "dump_teacher_logits.py", "predict.py", "export.py", "-m datasets.prepare"]
+)
 def test_a_signal_during_the_imports_does_so_too(tmp_path, name):
+    """A torch that takes a minute to import stands in for the real one."""
     (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(60)")
     env = {**os.environ, "PYTHONPATH": f"{REPO / 'dassl-lite'}{os.pathsep}{tmp_path}"}
-    code, said = stop_at([sys.executable, name], "here", signal.SIGTERM, cwd=REPO, env=env)
+    code, said = stop_at([sys.executable, *name.split()], "here", signal.SIGTERM, cwd=REPO, env=env)
     assert (code, said) == (143, "\nstopped before it started.\n")
 
 
@@ -84,8 +87,7 @@ class Held:
     def __del__(self):
         print('here', flush=True); time.sleep(60)
 Held(); time.sleep(60)"""
-    code, said = stop_at(script(tmp_path, body), "here", signal.SIGTERM)
-    assert code == 143 and "Exception ignored in" in said and said.endswith(AGAIN)
+    assert stop_at(script(tmp_path, body), "here", signal.SIGTERM) == (143, f"\n{AGAIN}")
 
 
 def test_what_is_started_is_known_before_a_signal_raises(tmp_path):

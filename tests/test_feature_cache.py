@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import region_world
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from toy_runs import flags, options, run
 
@@ -28,6 +29,7 @@ from regions.features import (
 )
 from regions.loader import RegionSampler, as_it_is, collate_regions
 from regions.store import RegionStore, RegionStoreError
+from regions.store.contents import contents_path
 from trainers import feature_cache
 
 WIDTH = 8
@@ -202,7 +204,7 @@ def test_another_student_or_another_dump_is_another_file(small, tmp_path):
 def test_an_image_that_is_gone_is_named(small, tmp_path):
     _, _, store = small
     with pytest.raises(RegionStoreError, match="0.png is missing. Check --root"):
-        student_features(store, np.arange(2), student(digest="gone"), tmp_path, workers=1)
+        student_features(store, np.arange(1), student(digest="gone"), tmp_path, workers=1)
 
 
 # Training
@@ -250,6 +252,44 @@ def test_image_prompts_are_trained_on_images(world, store, capsys):
     run(world, store, "VPT_FDBPL", "f/vpt", epochs=1)
     log = capsys.readouterr().out
     assert "Student features" not in log and "Features of" not in log
+
+
+@pytest.mark.parametrize("name", ["FDBPL", "VPT_FDBPL"])
+def test_training_notices_an_image_that_was_replaced_under_its_name(world, store, name, capsys):
+    """As many bytes, the same time of change: only its content and the inode tell."""
+    keys = {"epochs": 1, "DATALOADER.TRAIN_X.BATCH_SIZE": 16}
+    opened = RegionStore.open(store)
+    image = opened.spec.images[5]
+    path = world / "data" / image.path
+    content, times = path.read_bytes(), os.stat(path)
+    Image.new("RGB", (image.width, image.height), "teal").save(path)
+    path.write_bytes(path.read_bytes().ljust(len(content), b"\0"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == len(content)
+    try:
+        message = f"1 of 96 images changed since {store} was dumped: {image.path} .other bytes.*"
+        with pytest.raises(RegionStoreError, match=message + "or dump again into another --store"):
+            run(world, store, name, f"i/{name}_replaced", **keys)
+        if name == "FDBPL":  # whose features are kept: it opens no image
+            run(world, store, name, f"i/{name}_trusted", extra=["--trust-mtime"], **keys)
+        else:
+            with pytest.raises(RegionStoreError, match=f"{path} changed since its regions were"):
+                run(world, store, name, f"i/{name}_trusted", extra=["--trust-mtime"], **keys)
+        command = [*flags(world, "FDBPL"), *options()]
+        capsys.readouterr()
+        assert dump_teacher_logits.run(["--store", str(store), *command]) == 1
+        assert f"{image.path} (other bytes)" in capsys.readouterr().err
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    run(world, store, name, f"i/{name}_restored", **keys)  # written again, but as it was
+    contents_path(store).rename(world / "kept")
+    try:
+        capsys.readouterr()
+        run(world, store, name, f"i/{name}_older", **keys)
+        assert "What the bytes of 96 of 96 images were is not kept" in capsys.readouterr().out
+    finally:
+        (world / "kept").rename(contents_path(store))
 
 
 # Test images

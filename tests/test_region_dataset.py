@@ -204,7 +204,7 @@ def test_more_regions_per_step_than_stored_are_refused(root, items, store, numbe
 
 def test_an_image_that_is_not_in_the_store_is_refused(root, items, store):
     stranger = world.Item(str(root / "images" / "new.png"), 0)
-    with pytest.raises(RegionStoreError, match="has no regions of images/new.png. Set --root"):
+    with pytest.raises(RegionStoreError, match="holds none: images/new.png. The split moved"):
         make_dataset(root, [*items, stranger], store)
     outside = world.Item(str(root.parent / "x.png"), 0)
     with pytest.raises(ValueError, match="does not lie under the data root"):

@@ -131,7 +131,9 @@ def test_images_are_chosen_by_stored_path_or_by_file(shown):
     for path in (stored, str(root / stored), f"{root}/images/../{stored}"):
         (image,) = look(store, root, 6, [path], seed=0).images
         assert image.path == stored
-    with pytest.raises(RegionStoreError, match="has no regions of images/none.png"):
+    with pytest.raises(
+        RegionStoreError, match="asked for it holds none: images/none.png. It is of other images"
+    ):
         look(store, root, 6, ["images/none.png"], seed=0)
     with pytest.raises(ValueError, match="--images is 0; it needs 1 or more"):
         look(store, root, 0, (), seed=0)

@@ -76,7 +76,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(world, tmp_path, num
     world.require_whole(store)
     record = json.loads(dump_record_path(store).read_text())
     assert record["regions"] == 96 and len(record["sessions"]) == min(number, 12)
-    assert sorted(os.listdir(tmp_path)) == ["store", "store.dump.json"]
+    assert sorted(os.listdir(tmp_path)) == ["store", "store.dump.json", "store.images.jsonl"]
 
 
 def test_one_process_after_the_other_is_enough(world, tmp_path):
@@ -84,8 +84,10 @@ def test_one_process_after_the_other_is_enough(world, tmp_path):
     store = tmp_path / "store"
     assert world.dump(store, rank=0, world=2) is None
     assert sorted(path.name for path in store.glob("shard_*"))[1] == "shard_00002.safetensors"
-    assert world.dump(store, rank=1, world=2).spec == world.spec
+    opened = world.dump(store, rank=1, world=2)
+    assert opened.spec == world.spec
     world.require_whole(store)
+    assert opened.contents.of(np.arange(24))[0].all()  # the images of both
 
 
 def test_shards_of_machines_without_a_common_folder_are_copied_together(world, tmp_path):
@@ -148,7 +150,7 @@ rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
 world, store = stress.World(Path({folder!r}) / str(rank)), Path({folder!r}) / "store"
 if rank == 1:
     import regions.store.writer
-    def write(self, index, tensors):
+    def write(self, *_):
         Path({folder!r} + "/killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     regions.store.writer.StoreWriter.write = write

@@ -151,7 +151,7 @@ def test_info_says_what_a_store_holds(tmp_path, capsys, kind, kept):
     store = make(tmp_path, "store", kind)
     code, output, _ = call(capsys, "info", store.path)
     assert code == 0
-    seconds, accuracy = dump_seconds(store.path), store.teacher_accuracy()
+    seconds, accuracy = dump_seconds(store.path, store.spec.id), store.teacher_accuracy()
     for line in (
         "Teacher          toy-teacher, fp32",
         "Weights          d1",

@@ -206,8 +206,8 @@ def test_a_run_that_fits_is_served_whole_or_in_part():
         (
             {"images": ("oxford_pets/images/pug_7.jpg", "oxford_pets/images/pug_8.jpg")},
             "3 images",
-            "1 of the run's 2, for example oxford_pets/images/pug_8.jpg",
-            "Set --root, --seed, DATASET.NUM_SHOTS",
+            "of 1 of the 2 asked for it holds none: oxford_pets/images/pug_8.jpg. The split moved",
+            "Restore the images or set these as in the dump, or dump again into another --store",
         ),
     ],
 )

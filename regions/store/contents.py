@@ -199,16 +199,20 @@ class Contents:
 
 def append(store: Path, spec_id: str, records: Sequence[np.ndarray]) -> None:
     """Note the contents of some images of a dump, safe on disk. Raises OSError."""
-    path = contents_path(store)
-    with _locked(path), path.open("ab+") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        if file.read() not in (b"", b"\n"):  # half a line of a killed dump
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(_line(np.array(records, RECORD), spec_id))
-        file.flush()
-        os.fsync(file.fileno())
+    path, line = contents_path(store), _line(np.array(records, RECORD), spec_id)
+    try:
+        with _locked(path), path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if file.read() not in (b"", b"\n"):  # half a line of a killed dump
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk says which file it refused
+        raise
 
 
 def join(store: Path, spec: RegionSpec) -> None:
@@ -216,8 +220,9 @@ def join(store: Path, spec: RegionSpec) -> None:
     path = contents_path(store)
     with _locked(path):
         if path.exists():
-            records = Contents.read(store, spec, finished=False).records
-            write_whole(path, _line(records, spec.id))
+            line = _line(Contents.read(store, spec, finished=False).records, spec.id)
+            if line != path.read_bytes():
+                write_whole(path, line)
 
 
 def forget(store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from datetime import datetime, timezone
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from files import Busy, Lock, write_whole
+from regions.store.tensors import canonical_json
 from regions.store.writer import StoreWriter
 
 
@@ -18,12 +20,25 @@ def dump_record_path(store: str | Path) -> Path:
     return store.with_name(store.name + ".dump.json")
 
 
-def dump_seconds(store: str | Path) -> float | None:
-    """Wall time that a store took to dump, or None where its record is lost."""
+def dump_seconds(store: str | Path, spec_id: str) -> float | None:
+    """Wall time that the store of a spec took to dump, or None where its record is lost."""
     try:
-        return float(json.loads(dump_record_path(store).read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        record = _read(dump_record_path(store))
+        return float(record["seconds"]) if record["spec_id"] == spec_id else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Raises OSError, ValueError or TypeError when a record is lost or damaged."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record.pop("sha256", None) not in (None, _checksum(record)):  # older ones have none
+        raise ValueError(f"{path} is damaged")
+    return record
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(record).encode()).hexdigest()
 
 
 class DumpClock:
@@ -64,12 +79,13 @@ class DumpClock:
             "regions": sum(s["regions"] for s in sessions),
             "sessions": sessions,
         }
+        record["sha256"] = _checksum(record)
         write_whole(self.path, json.dumps(record, indent=1) + "\n")
 
     def _sessions(self) -> list[dict[str, Any]]:
         """What is noted so far, in the order of the starts."""
         try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
+            record = _read(self.path)
             sessions = record["sessions"] if record["spec_id"] == self.head["spec_id"] else []
             return [s for s in sessions if s["seconds"] >= 0 and s["regions"] >= 0]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

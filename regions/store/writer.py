@@ -106,15 +106,15 @@ class StoreWriter:
         self.shard_images = shard_images or images_per_shard(self.spec)
         self.ranges = shard_ranges(self.spec, self.shard_images)
         self._shards: dict[int, Shard] = {}
-        self.is_new = not found
-        if self.is_new and self.world == 1:
-            contents.forget(self.path)
         for index in self.mine:
             shard = self._whole_shard(index)
             if shard and (listed is None or listed[index] == shard):
                 self._shards[index] = shard
-        if not found and not self._shards:
+        self.is_new = not found and not self._shards
+        if self.is_new:
             self._refuse_strange_shards()
+            if self.world == 1:
+                contents.forget(self.path)
         self.is_finished = (
             listed is not None
             and not self.missing

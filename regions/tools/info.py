@@ -31,7 +31,7 @@ def info(path: str | Path, max_images: int = SURVEYED) -> str:
     if store:
         rows |= _of_values(store, max_images)
         rows |= _of_text(store)
-    rows |= _of_dump(path)
+    rows |= _of_dump(path, found.spec.id)
     return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
 
 
@@ -99,8 +99,8 @@ def _of_text(store: RegionStore) -> dict[str, str]:
     return {"Text variants": f"{', '.join(kept)}, in {store.path.name}.text"} if kept else {}
 
 
-def _of_dump(path: Path) -> dict[str, str]:
-    seconds = dump_seconds(path)
+def _of_dump(path: Path, spec_id: str) -> dict[str, str]:
+    seconds = dump_seconds(path, spec_id)
     lost = f"not known: {dump_record_path(path).name} is not beside the store"
     return {"Dump took": lost if seconds is None else f"{seconds:.1f} s"}
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from toy_runs import REPO, flags, run, stopped_in
 
 import train
-from configs.cli import setup_cfg
+from configs.cli import get_cfg_default, setup_cfg
+from configs.defaults import extend_cfg
 from models import clip
 from reporting.results import RunResult
+from trainers import fdbpl
 
 TRAINED = ["CoOp", "CoOp_KDPL", "FDBPL"]
 
@@ -182,6 +187,43 @@ def test_other_weights_under_the_teachers_name_are_refused(world, store, monkeyp
     monkeypatch.setitem(clip.TOY_FILES, "toy-teacher", clip.TOY_FILES["toy-student"])
     with pytest.raises(ValueError, match="teacher with weights .*, but this run has"):
         run(world, store, "FDBPL", "weights", epochs=1)
+
+
+def test_images_replaced_since_the_dump_stop_a_training(world, store, capsys):
+    keys = {"TEST.NO_TEST": True}
+    trainer = run(world, store, "FDBPL", "replaced/as_dumped", epochs=1, **keys)
+    assert "not compared" not in capsys.readouterr().out
+    path = Path(trainer.dm.dataset.train_x[5].impath)
+    content, times = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as large and as old
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(ValueError, match=f"1 of 96 images changed since .*{path.name}"):
+            run(world, store, "FDBPL", "replaced/other", epochs=1, **keys)
+        keys["TRAINER.FDBPL.TRUST_MTIME"] = True
+        run(world, store, "FDBPL", "replaced/trusted", epochs=1, **keys)
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("known, told", [(3, ""), (1, "2 of 3 images"), (0, "3 of 3 images")])
+def test_what_is_not_known_of_some_images_is_told(known, told, capsys):
+    compared = []
+    contents = SimpleNamespace(
+        of=lambda places: (np.arange(3) < known, None),
+        require_unchanged=lambda *given: compared.append(given[:4]),
+    )
+    store = SimpleNamespace(
+        contents=contents, spec="spec", path="p", image_indices=lambda images: [4, 5, 6]
+    )
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.TRAINER.FDBPL.TRUST_MTIME, cfg.DATASET.ROOT = True, "r"
+    fdbpl.require_images(store, ["a", "b", "c"], cfg)
+    assert compared == [("spec", [4, 5, 6], "r", True)]
+    out = capsys.readouterr().out
+    assert told in out and ("not compared" in out) == bool(told)
 
 
 @pytest.mark.parametrize("alone", ["DISTILL", "REJECT", "SIMILARITY", "CASCADE", "labels"])

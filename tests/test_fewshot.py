@@ -99,6 +99,17 @@ def test_base_is_the_larger_half_and_both_are_relabelled_from_zero(count):
     }
 
 
+def test_the_classes_of_a_scope_are_those_of_the_first_split():
+    """Five classes of training are 3 base and 2 new, whatever validation has of them."""
+    train = [Datum(impath=f"t{i}", label=i, classname=f"c{i}") for i in range(5)]
+    val = [Datum(impath=f"v{i}", label=i, classname=f"c{i}") for i in (4, 1)]
+    for scope, kept, wanted in (("base", [0, 1, 2], ["v1", 1]), ("new", [3, 4], ["v4", 1])):
+        of_train, of_val = subsample_classes(scope, train, val)
+        assert [item.impath for item in of_train] == [f"t{i}" for i in kept]
+        assert [item.label for item in of_train] == list(range(len(kept)))
+        assert [[item.impath, item.label] for item in of_val] == [wanted]
+
+
 def test_unknown_scope_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="SUBSAMPLE_CLASSES is 'bases'; set it to one of all"):
         subsample_classes("bases", [])

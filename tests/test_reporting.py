@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -65,6 +66,7 @@ from reporting.tables import (
     aggregate_with_keys,
     harmonic_mean,
     render,
+    with_ci95,
 )
 
 
@@ -181,6 +183,33 @@ def test_every_field_is_of_its_type_or_refused(tmp_path, field):
         RunResult.read(path)
 
 
+def test_a_result_that_was_changed_is_refused_and_its_order_is_nothing(tmp_path):
+    result = fake_result(accuracy=81.25)
+    path = result.write(tmp_path)
+    values = json.loads(path.read_text())
+    checksum = values.pop("sha256")
+    text = json.dumps(values, sort_keys=True)  # what the checksum is of
+    assert checksum == hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": checksum, **dict(reversed(values.items()))}))
+    assert RunResult.read(path) == result
+    path.write_text(json.dumps({**values, "accuracy": 81.5, "sha256": checksum}))
+    with pytest.raises(ResultError, match="results.json is damaged: its checksum .*repeat the run"):
+        RunResult.read(path)
+
+
+def test_a_result_of_an_older_version_lacks_what_it_did_not_know_and_nothing_else(tmp_path):
+    path = fake_result().write(tmp_path)
+    values = json.loads(path.read_text())
+    for field in ("sha256", "identity", "together"):
+        del values[field]
+    path.write_text(json.dumps(values))
+    assert RunResult.read(path) == fake_result()
+    del values["finished"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ResultError, match="finished is absent"):
+        RunResult.read(path)
+
+
 @pytest.mark.parametrize("field", ["accuracy", "macro_f1", "error_rate"])
 def test_percentages_go_from_0_to_100(tmp_path, field):
     for value in (0.0, 0, 100.0):
@@ -248,6 +277,7 @@ def test_commit_says_dirty_and_does_not_take_a_surrounding_repository_for_its_ow
 
     assert git_commit(tmp_path) is None
     git("init")
+    assert git_commit(tmp_path) is None  # nothing is committed yet
     (tmp_path / "code.py").write_text("1")
     git("add", "code.py")
     git("commit", "-m", "one")
@@ -1106,6 +1136,16 @@ def test_a_table_as_csv_and_json_keeps_every_digit():
         render(Table([bad]), "json")
 
 
+def test_ci95_stands_in_the_place_of_every_std_and_in_the_caption():
+    table = with_ci95(hand_made_table())
+    clip, coop, fdbpl, average = table.rows
+    assert clip == hand_made_table().rows[0] and coop.new is None  # nothing to widen
+    assert coop.base == Spread(70.0, pytest.approx(1.96 * 10 / 2**0.5))
+    assert fdbpl.h == Spread(65.04, pytest.approx(1.96 * 0.75 / 3**0.5))
+    assert average.base.std == 0.0
+    assert table.caption == ["First line.", "mean ± 95 % confidence interval over seeds."]
+
+
 def test_rows_that_share_all_and_rows_without_seeds():
     """One data set, config and number of shots are left to the caption; ranges of seeds shown."""
     backbone, given = "b", {"4": Spread(50.0, None), "8": Spread(60.0, None)}
@@ -1138,8 +1178,8 @@ def test_rows_stand_by_data_set_shots_and_method():
         ("pets", "CoOp_FDBPL", 4), ("pets", "FDBPL", 4), ("pets", "MaPLe", 16),
         ("average", "CoOp", 4), ("average", "FDBPL", 4), ("average", "MaPLe", 16),
     ]  # fmt: skip
-    keys = aggregate_with_keys(scores("CoOp", [1.0], [1.0]) + scores("CoOp", [3.0], [3.0],
-                                                                     dataset="pets"))  # fmt: skip
+    pets = scores("CoOp", [3.0], [3.0], dataset="pets")
+    keys = aggregate_with_keys(pets + scores("CoOp", [1.0], [1.0]))
     assert [(row.dataset, [key[0] for key in of]) for row, of in keys] == [
         ("dtd", ["dtd"]), ("pets", ["pets"]), ("average", ["dtd", "pets"]),
     ]  # fmt: skip
@@ -1152,6 +1192,46 @@ def test_an_average_lacks_what_one_of_its_data_sets_lacks():
     *_, average = aggregate(both + half)
     assert average.base == Spread(60.0, None) and average.new is None and average.h is None
     assert average.base_seeds == (1,) and average.new_seeds == ()
+
+
+def test_an_average_has_seeds_and_h_where_all_its_data_sets_do():
+    """New of seeds 1, 2 and of 2, 3: base has a std, new and H have none."""
+    one, other = (
+        scores("CoOp", [60.0, 80.0], [40.0, 60.0], dataset=name) for name in ("dtd", "pets")
+    )
+    later = {1: 2, 2: 3}
+    other = [
+        replace(score, seed=later[score.seed]) if score.column == "new" else score
+        for score in other
+    ]
+    *_, average = aggregate(one + other)
+    assert average.base == Spread(70.0, 10.0) and average.new == Spread(50.0, None)
+    assert average.h.mean == pytest.approx(2 * 70 * 50 / 120) and average.h.std is None
+    assert (average.base_seeds, average.new_seeds) == ((1, 2), (2,))
+    shots = [
+        Score(name, "CoOp", "c", "b", None, column, seed, 10.0 * seed)
+        for name, columns in (("dtd", ("4", "8")), ("pets", ("4",)))
+        for column in columns
+        for seed in (1, 2)
+    ]
+    *_, average = aggregate(shots)
+    assert average.cells == {"4": Spread(15.0, 5.0), "8": None}
+    assert average.seeds == {"4": (1, 2)}
+
+
+def test_times_of_an_average_are_means_or_unknown():
+    def average(first: float | None, second: float | None, dump: float | None) -> Row:
+        return aggregate(
+            scores("FDBPL", [1.0], [1.0], train_seconds=first, dump_seconds=5.0)
+            + scores(
+                *("FDBPL", [1.0], [1.0]), dataset="pets", train_seconds=second, dump_seconds=dump
+            )
+        )[-1]
+
+    assert average(10.0, 20.0, 7.0).train_seconds == 15.0
+    assert average(10.0, 20.0, 7.0).train_and_dump_seconds == (15.0 + 27.0) / 2
+    assert average(10.0, 20.0, None).train_and_dump_seconds is None
+    assert average(10.0, None, 7.0).train_seconds is None
 
 
 def test_columns_that_do_not_vary_stand_in_the_caption_alone():

@@ -37,13 +37,13 @@ TESTS = {  # what pytest is given, the quick ones first
     "models/text.py": "test_text.py",
     "reporting/results.py": "test_reporting.py",
     "reporting/tables.py": "test_reporting.py",
-    "regions/store/reader.py": "test_store.py test_region_kinds.py",
+    "regions/store/reader.py": "test_store.py test_region_kinds.py test_region_dataset.py test_dump.py",
     "trainers/fdbpl.py": "test_trainers.py test_distillation.py test_feature_cache.py",
 }
 SLOW = (  # parts of names of tests that take seconds and tell nothing more
     "browser 20000_names on_a_card memory_benchmark imagenet full_size official_loaders "
     "trains_and_tests_across full_size_textures clips_own never_opened pictures_of bars_are "
-    "regions_are_drawn_in are_compact one_colour training_from ensemble bf16 that_stopped "
+    "regions_are_drawn_in are_compact one_colour training_from ensemble bf16 that_stopped killed "
     "flipped_byte redoes_every one_line 1000] workers_do"
 )
 SKIPPED = {"annotation", "returns", "decorator_list", "bases", "msg", "exc", "cause"}

@@ -1107,8 +1107,9 @@ def test_a_table_as_markdown_and_latex_holds_the_same_cells():
 
 
 def test_a_table_as_csv_and_json_keeps_every_digit():
-    lines = render(hand_made_table(), "csv").splitlines()
-    assert lines == [
+    text = render(hand_made_table(), "csv")
+    assert text.endswith("\n") and "\r" not in text
+    assert text.splitlines() == [
         "dataset,trainer,config,backbone,shots,base_seeds,new_seeds,base_mean,base_std,new_mean,"
         "new_std,h_mean,h_std,train_seconds,train_and_dump_seconds,num_datasets,knobs,"
         "transductive,published,base_difference,base_difference_error,new_difference,"
@@ -1159,6 +1160,9 @@ def test_rows_that_share_all_and_rows_without_seeds():
                                          "+ dump s"]  # fmt: skip
     assert [re.split(r"\s{2,}", line.strip())[2] for line in body] == ["1-3", "2", "0"]
     assert render(Table([], ["nothing"]), "text") == "nothing\n"
+    numbers = [replace(row, config=name) for row, name in zip(rows, ("1e3", "007"), strict=False)]
+    body = render(Table(numbers, columns=("4",)), "text").splitlines()[2:]
+    assert [line.split()[1] for line in body] == ["1e3", "007"]  # names, not numbers
 
 
 def test_rows_stand_by_data_set_shots_and_method():

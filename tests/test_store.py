@@ -499,10 +499,15 @@ def test_a_writer_refuses_values_out_of_their_range(tmp_path):
 
 @pytest.mark.parametrize("small", [True, False])
 def test_a_process_compares_each_file_with_its_checksum_once(golden, monkeypatch, small):
-    module, compared = sys.modules[RegionStore.__module__], []
-    checksum = module.file_checksum
+    module, compared, checked = sys.modules[RegionStore.__module__], [], []
+    checksum, check_shard = module.file_checksum, module.check_shard
     monkeypatch.setattr(
         module, "file_checksum", lambda path: compared.append(path.name) or checksum(path)
+    )
+    monkeypatch.setattr(
+        module,
+        "check_shard",
+        lambda path, *rest: checked.append(path.name) or check_shard(path, *rest),
     )
     if not small:
         monkeypatch.setattr(module, "VERIFY_AT_OPEN", 0)
@@ -516,7 +521,60 @@ def test_a_process_compares_each_file_with_its_checksum_once(golden, monkeypatch
         store.verify()
     copied = pickle.loads(pickle.dumps(store))  # as a worker gets it: what is known goes along
     copied.read(0, [0]), copied.read(2, [1]), copied.verify()
-    assert sorted(compared) == ["images.safetensors", *shards]
+    assert sorted(compared) == ["images.safetensors", *shards] and sorted(checked) == shards
+
+
+def test_a_large_store_lets_its_pages_go_and_a_small_one_keeps_them(golden, monkeypatch):
+    """Each shard's after its check, and those of all shards after every so many reads."""
+    module, dropped = sys.modules[RegionStore.__module__], []
+    monkeypatch.setattr(module, "_let_go", lambda content: dropped.append(len(content)))
+    monkeypatch.setattr(module, "READS_KEPT", 3)
+    store = RegionStore.open(golden)
+    sizes = [shard.bytes for shard in store.shards]
+    for _ in range(7):
+        store.read(0, [0])
+    assert dropped == []
+    monkeypatch.setattr(module, "VERIFY_AT_OPEN", 0)
+    store, told = RegionStore.open(golden), []
+    for image in (0, 1, 2, 0, 0, 2, 1):
+        store.read(image, [0])
+        told.append(dropped[:])
+        dropped.clear()
+    first, second = sizes
+    assert told == [[first], [], [second, first, second], [], [], [first, second], []]
+    for image in (0, 1):
+        store.read_batch(np.array([image]), np.array([[0]]))
+    assert sorted(dropped) == sorted(sizes)  # reads 8 and 9
+
+
+@pytest.mark.parametrize("name", ["images.safetensors", "text.safetensors"])
+def test_files_beside_the_shards_of_a_large_store_are_checked_too(tmp_path, monkeypatch, name):
+    whole = GOLDEN.with_name("region_store_v1_features")
+    store = Path(shutil.copytree(whole, tmp_path / "store"))
+    monkeypatch.setattr(sys.modules[RegionStore.__module__], "VERIFY_AT_OPEN", 0)
+    content = (store / name).read_bytes()
+    (store / name).write_bytes(content[:-1])
+    with pytest.raises(RegionStoreError, match=f"{name} has .* bytes instead of"):
+        RegionStore.open(store)
+    (store / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RegionStoreError, match=f"{name} is damaged"):
+        RegionStore.open(store).verify()
+    if name == "text.safetensors":
+        with pytest.raises(RegionStoreError, match=f"{name} is damaged: its checksum"):
+            RegionStore.open(store).read(0, [0])
+
+
+def test_text_that_no_teacher_gives_is_refused_although_its_checksum_fits(tmp_path):
+    store = Path(shutil.copytree(GOLDEN.with_name("region_store_v1_features"), tmp_path / "store"))
+    content = (store / "text.safetensors").read_bytes()
+    content = content[:-4] + np.float32(np.nan).tobytes()
+    (store / "text.safetensors").write_bytes(content)
+    manifest = json.loads((store / "manifest.json").read_text())
+    files = manifest["files"]
+    files["text.safetensors"]["sha256"] = hashlib.sha256(content).hexdigest()
+    forge_manifest(store, files=files)
+    with pytest.raises(RegionStoreError, match="text.safetensors.*text"):
+        RegionStore.open(store)
 
 
 # --- processes ------------------------------------------------------------------------------
@@ -536,6 +594,29 @@ def test_a_store_travels_to_other_processes_without_its_maps():
     rows = [row.tobytes() for image in range(3) for row in store.read(image, [0, 1])]
     assert results.get() == rows
     process.join()
+
+
+def test_images_that_a_store_lacks_are_counted_and_named():
+    store = RegionStore.open(GOLDEN)
+    there = "oxford_pets/images/Abyssinian_1.jpg"
+    assert store.image_indices([there]).tolist() == [0]
+    with pytest.raises(RegionStoreError, match="of 2 of the 3 asked for .*: a.jpg.*b.jpg"):
+        store.image_indices(["a.jpg", there, "b.jpg"])
+
+
+def test_batches_of_one_image_and_reads_at_the_ends():
+    store = RegionStore.open(GOLDEN)
+    for image in range(3):
+        for region in (0, 1):
+            batch = store.read_batch(np.array([image]), np.array([[region]]))
+            assert (batch.logits[0] == store.read(image, [region]).logits).all()
+    for images, chosen in (([0, 3], [[0], [0]]), ([-1, 0], [[0], [0]]), ([0], [[0, 2]])):
+        with pytest.raises(IndexError, match=" of 3| of 2"):
+            store.read_batch(np.array(images), np.array(chosen))
+    with pytest.raises(IndexError, match="image 3 of 3"):
+        store.read(3, [0])
+    empty = store.read_batch(np.array([], int), np.empty((0, 2), int))
+    assert empty.logits.shape == (0, 2, 3)
 
 
 def test_reads_outside_the_store_are_errors():

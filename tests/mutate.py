@@ -37,7 +37,9 @@ TESTS = {  # what pytest is given, the quick ones first
     "models/text.py": "test_text.py",
     "reporting/results.py": "test_reporting.py",
     "reporting/tables.py": "test_reporting.py",
-    "regions/store/reader.py": "test_store.py test_region_kinds.py test_region_dataset.py test_dump.py",
+    "regions/store/reader.py": (
+        "test_store.py test_region_kinds.py test_region_dataset.py test_dump.py"
+    ),
     "trainers/fdbpl.py": "test_trainers.py test_distillation.py test_feature_cache.py",
 }
 SLOW = (  # parts of names of tests that take seconds and tell nothing more

@@ -394,6 +394,20 @@ def test_pieces_leave_room_for_every_context(tiny_model, monkeypatch):
             assert one is fits, (contexts, share)
 
 
+@pytest.mark.parametrize("learned", ["context", "deep"])
+def test_pieces_keep_what_one_of_them_needs(tiny_model, monkeypatch, learned):
+    layout = PromptLayout.build(IMAGENET_CLASSNAMES[:100], tokenize, "a photo of a")
+    encoder = TextEncoder(tiny_model, layout)
+    context = torch.randn(1, 4, 16, dtype=torch.float64, requires_grad=learned == "context")
+    deep = torch.randn(1, 1, 2, 16, dtype=torch.float64, requires_grad=learned == "deep")
+    given = [context, deep] if learned == "deep" else [context]
+    monkeypatch.setattr(text, "_TRAINING_BYTES", 1 << 40)
+    whole = saved_bytes(encoder, *given)
+    monkeypatch.setattr(text, "_TRAINING_BYTES", whole // 4)
+    assert len(encoder._pieces(None, 1, True)) >= 4
+    assert saved_bytes(encoder, *given) < whole / 2
+
+
 # Prompts without a learned token
 
 
@@ -554,7 +568,7 @@ def random_clip() -> CLIP:
     return CLIP(512, 32, 1, 64, 16, 77, 49408, 512, 8, 12).float().eval().requires_grad_(False)
 
 
-def saved_bytes(encoder: TextEncoder, context: torch.Tensor) -> int:
+def saved_bytes(encoder: TextEncoder, *given: torch.Tensor) -> int:
     """Bytes that a forward pass keeps for backward, weights not counted."""
     own = {value.untyped_storage().data_ptr() for value in encoder.parameters()}
     kept: dict[int, int] = {}
@@ -566,7 +580,7 @@ def saved_bytes(encoder: TextEncoder, context: torch.Tensor) -> int:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        features = encoder(context)
+        features = encoder(*given)
     del features
     return sum(kept.values())
 

@@ -394,6 +394,22 @@ def test_pieces_leave_room_for_every_context(tiny_model, monkeypatch):
             assert one is fits, (contexts, share)
 
 
+def test_pieces_are_of_one_size_the_first_may_be_smaller(tiny_model, monkeypatch):
+    names = IMAGENET_CLASSNAMES[:10]
+    layout = PromptLayout.build(names, tokenize, "a photo of a")
+    for piece, sizes in ((3, [1, 3, 3, 3]), (5, [5, 5]), (10, [10]), (99, [10]), (1, [1] * 10)):
+        encoder = TextEncoder(tiny_model, layout, piece)
+        for gradient in (False, True):
+            pieces = encoder._pieces(None, 1, gradient)
+            assert [len(part) for part in pieces] == sizes
+            assert torch.cat(pieces).tolist() == list(range(10))
+        some = torch.tensor([7, 0, 3, 9])
+        assert torch.cat(encoder._pieces(some, 1, True)).tolist() == some.tolist()
+    monkeypatch.setattr(text, "_TRAINING_BYTES", 1)  # not even one class fits: one at a time
+    assert len(TextEncoder(tiny_model, layout)._pieces(None, 1, True)) == 10
+    assert len(TextEncoder(tiny_model, layout)._pieces(None, 1, False)) == 1
+
+
 @pytest.mark.parametrize("learned", ["context", "deep"])
 def test_pieces_keep_what_one_of_them_needs(tiny_model, monkeypatch, learned):
     layout = PromptLayout.build(IMAGENET_CLASSNAMES[:100], tokenize, "a photo of a")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from files import write_whole
 from inputs import image_id, is_deep, reason, to_rgb
 from wording import counted
 
@@ -140,12 +140,8 @@ def _remembered(memory: Path) -> dict[int, int]:
 
 def _remember(memory: Path, images: list[tuple[int, int]]) -> None:
     data = np.array(images, MEMORY).tobytes()
-    draft = memory.with_name(f".{memory.name}.{uuid.uuid4().hex[:12]}")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(hashlib.sha256(VERSION + data).digest() + data)
-        os.replace(draft, memory)
+        write_whole(memory, hashlib.sha256(VERSION + data).digest() + data)
     except OSError as error:
         print(f"{memory} cannot be written ({error.strerror}): images are checked in every run.")
-        with contextlib.suppress(OSError):
-            draft.unlink()

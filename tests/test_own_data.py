@@ -322,6 +322,9 @@ def test_warnings_name_chance_and_small_classes():
     told = " ".join(_warnings(2, 51.0, 50.0))
     assert "the teacher (50.0 %) is not better than the student (51.0 %)" in told
     assert "zero-shot accuracy (51.0 %) is about chance (50.0 %)" in told
+    assert "regions show less" not in told  # both saw whole images
+    (told,) = _warnings(10, 51.0, 50.0, of_regions=True)
+    assert "regions show less than whole images, so it may still be; if not, distill" in told
     assert _warnings(10, 60.0, None) == []
     counts = [("fox", 8, 0, 1), ("owl", 3, 0, 1)]
     assert few_images(counts, 8) == [

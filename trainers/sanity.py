@@ -51,7 +51,7 @@ def report_own_data(trainer) -> OwnDataReport | None:
 
     accuracy = _accuracy(trainer, images, zero_shot, kept=True)
     teacher = _teacher_accuracy(trainer, images)
-    warnings = _warnings(len(counts), accuracy, teacher)
+    warnings = _warnings(len(counts), accuracy, teacher, of_regions=trainer.store is not None)
     print(f'Own data: {counted(len(counts), "class")}, prompt "{template}"\n{_table(counts)}')
     print(f"Zero-shot accuracy of the student on {len(images)} training images: {accuracy:.1f} %")
     if teacher is not None:
@@ -62,13 +62,16 @@ def report_own_data(trainer) -> OwnDataReport | None:
     return OwnDataReport(counts, accuracy, teacher, warnings)
 
 
-def _warnings(num_classes: int, student: float, teacher: float | None) -> list[str]:
+def _warnings(
+    num_classes: int, student: float, teacher: float | None, of_regions: bool = False
+) -> list[str]:
     told, chance = [], 100 / num_classes
     if teacher is not None and teacher <= student:
         told.append(
             f"the teacher ({teacher:.1f} %) is not better than the student ({student:.1f} %): "
-            "distillation has nothing to give. Choose another teacher, a better DATASET.TEMPLATE, "
-            "or a method that learns from labels."
+            + ("regions show less than whole images, so it may still be; if not, " * of_regions)
+            + "distillation has nothing to give. Choose another teacher, a better "
+            "DATASET.TEMPLATE, or a method that learns from labels."
         )
     if student < 1.5 * chance:
         told.append(
